@@ -1,0 +1,306 @@
+"""
+The store: its options, its life, and its verbs through lanes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import warnings
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Self
+
+from sqlalchemy import URL, delete
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
+
+from akv.aio import PerLoop
+from akv.errors import ClosedError, ConfigurationError
+from akv.store.codec import Codec
+from akv.store.engines import Engines, beside, check_borrowed, is_memory, own_engines, parse_url
+from akv.store.expiry import utc_now
+from akv.store.keys import check_tag
+from akv.store.models import Entries, model_for, table_of
+from akv.store.operations import Operation
+from akv.store.retry import RetryPolicy
+from akv.store.runtime import Runtime
+from akv.store.serializers import PickleSerializer, check_serializer
+from akv.store.statements import Statements, statements_for
+from akv.store.sweep import Bounds
+from akv.store.verbs import Verbs
+from akv.store.within import Within
+from akv.typing import Clock, Serializer, Tokens
+
+_SHORTEST_PATIENCE, _LONGEST_PATIENCE = 0.1, 2.0
+
+
+class Store(Verbs):
+    """
+    A key-value store in a SQL database.
+
+    Concurrent tasks of an event loop, several loops and threads, and several processes may use it at once. A
+    store made from a URL owns its engines, one set for each event loop; one made from an engine or a session
+    factory belongs, like that engine, to one event loop, and keeps connections of its own beside its pool.
+
+    Making a store does no I/O: the first await creates the table, unless told not to.
+    """
+
+    def __init__(
+        self,
+        database: str | URL | AsyncEngine | async_sessionmaker[AsyncSession],
+        *,
+        create_models: bool = True,
+        table: str = "kvstore",
+        schema: str | None = None,
+        default_tag: str = "",
+        serializer: Serializer | None = None,
+        retry: RetryPolicy | None = None,
+        tokens: Tokens | None = None,
+        sweep_every: float | None = 60.0,
+        max_entries: int | None = None,
+        max_bytes: int | None = None,
+        clock: Clock = utc_now,
+    ) -> None:
+        """
+        Args:
+            database: A URL (the store owns what it makes of it), or an AsyncEngine or async_sessionmaker of yours.
+            create_models: Create the table at first use if it is missing.
+            table: Name of the table, at most 63 characters.
+            schema: Its schema; None: the connection's default.
+            default_tag: Tag of calls that name none; ``"__default__"`` opens what kvalchemy 0.2 wrote without one.
+            serializer: Turns values into bytes; None: pickle, as the ancestor does.
+            retry: Bounds of trying again; None: the defaults of RetryPolicy.
+            tokens: What memoized calls with dependencies ask; None: none.
+            sweep_every: Seconds between two deletions of expired rows in the background; None: never.
+            max_entries: Most entries, held within 10 % while this process writes; None: no bound.
+            max_bytes: Most bytes of keys, tags and values, estimated; None: no bound.
+            clock: Returns the current time as an aware datetime; asked once per call.
+
+        Raises:
+            ConfigurationError: An option is wrong, or the engine cannot hold what the store promises.
+        """
+        self._source = _Source(database)
+        self._model = model_for(_check_name("table", table), None if schema is None else _check_name("schema", schema))
+        self._policy = _checked_policy(retry)
+        self._create = _check_bool("create_models", create_models)
+        self._bounds = Bounds(
+            _check_seconds("sweep_every", sweep_every),
+            _check_bound("max_entries", max_entries),
+            _check_bound("max_bytes", max_bytes),
+        )
+        self.tokens = _check_tokens(tokens)
+        self._runtimes: PerLoop[Runtime] = PerLoop(self._make_runtime)
+        self._is_closed = False
+        chosen = PickleSerializer() if serializer is None else check_serializer(serializer)
+        super().__init__(Codec(check_tag(default_tag), chosen, _check_clock(clock)))
+
+    def __repr__(self) -> str:
+        table = table_of(self._model).fullname
+        return f"{type(self).__name__}({self._source.shown}, table={table!r}{', closed' if self._is_closed else ''})"
+
+    @property
+    def model(self) -> type[Entries]:
+        """The mapped class of the table, for :meth:`session`."""
+        return self._model
+
+    async def __aenter__(self) -> Self:
+        await self._runtime().ready()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """
+        Close the store; idempotent.
+
+        Guarantees:
+            Calls on their way are finished first. Connections of other event loops are closed on those loops; a
+            loop that no longer runs loses them unclosed. Engines that were lent stay open.
+        """
+        self._is_closed = True
+        here = asyncio.get_running_loop()
+        for loop, runtime in self._runtimes.take_all():
+            if loop is here:
+                await runtime.aclose()
+            elif loop.is_running():
+                await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(runtime.aclose(), loop))
+            else:
+                runtime.drop()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_is_closed", True) and len(self._runtimes):
+            warnings.warn(f"{self!r} was never closed: use async with, or aclose()", ResourceWarning, stacklevel=2)
+
+    @asynccontextmanager
+    async def session(self, commit: bool = True, delete_expired: bool = True) -> AsyncIterator[AsyncSession]:
+        """
+        Open an AsyncSession on the store's table.
+
+        Args:
+            commit: Commit when the block ends without an exception.
+            delete_expired: After that, delete expired rows in a second transaction.
+
+        Guarantees:
+            An exception, cancellation included, rolls back. The session is closed in any case.
+        """
+        runtime = self._runtime()
+        await runtime.ready()
+        async with runtime.session() as session:
+            yield session
+            if commit:
+                await session.commit()
+                if delete_expired:
+                    await session.execute(delete(self._model).where(self._model.expire <= self._codec.now()))
+                    await session.commit()
+
+    def within(self, session: AsyncSession | AsyncConnection) -> Within:
+        """
+        Return the verbs inside the caller's own transaction; no I/O.
+
+        Args:
+            session: A session or connection of the store's database.
+
+        Guarantees:
+            What is written is visible to others when the caller commits, and gone when he rolls back, savepoints
+            included. Nothing is joined with other calls, retried, committed or created.
+        """
+        self._check_open()
+        return Within(self._codec, session, self._statements)
+
+    async def _statements(self) -> Statements:
+        return await self._runtime().ready()
+
+    async def _run(self, operation: Operation[Any]) -> Any:
+        return await self._runtime().run(operation)
+
+    def _runtime(self) -> Runtime:
+        self._check_open()
+        return self._runtimes.get()
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ClosedError(f"{self!r} was used after aclose(): make a new store")
+
+    def _make_runtime(self) -> Runtime:
+        for stale in self._runtimes.take_stale():
+            stale.drop()
+        if self._source.is_one_loop and len(self._runtimes):
+            raise ConfigurationError(self._source.one_loop_remedy)
+        engines = self._source.engines(patience=_patience(self._policy))
+        return Runtime(
+            engines, table_of(self._model), self._policy, self._bounds, self._codec.now, create=self._create
+        )
+
+
+class _Source:
+    """Where a store's connections come from."""
+
+    def __init__(self, database: object) -> None:
+        self._url: URL | None = None
+        self._engine: AsyncEngine | None = None
+        self._sessions: async_sessionmaker[AsyncSession] | None = None
+        if isinstance(database, str | URL):
+            self._url, dialect = parse_url(database)
+            statements_for(dialect)
+        else:
+            self._engine, self._sessions = _borrowed(database)
+            check_borrowed(self._engine)
+            statements_for(self._engine.dialect)
+
+    @property
+    def shown(self) -> str:
+        url = self._url if self._engine is None else self._engine.url
+        return repr(url.render_as_string(hide_password=True) if url is not None else None)
+
+    @property
+    def is_one_loop(self) -> bool:
+        """Whether the connections belong to one event loop."""
+        return self._url is None or is_memory(self._url)
+
+    @property
+    def one_loop_remedy(self) -> str:
+        if self._url is None:
+            return (
+                "this store works on an engine that was lent to it, and such an engine belongs to one event loop: "
+                "make the store from a URL, or one store and one engine for each loop"
+            )
+        return (
+            "an in-memory database lives in one connection of one event loop: "
+            "use a file, or one store for each loop"
+        )
+
+    def engines(self, *, patience: float) -> Engines:
+        """Make the engines for the running event loop; no I/O."""
+        if self._url is not None:
+            return own_engines(self._url, patience=patience)
+        assert self._engine is not None
+        return beside(self._engine, self._sessions, patience=patience)
+
+
+def _borrowed(database: object) -> tuple[AsyncEngine, async_sessionmaker[AsyncSession] | None]:
+    if isinstance(database, AsyncEngine):
+        return database, None
+    if isinstance(database, async_sessionmaker):
+        engine = database.kw.get("bind")
+        if isinstance(engine, AsyncEngine):
+            return engine, database
+        raise ConfigurationError("this async_sessionmaker has no AsyncEngine as its bind: give the engine itself")
+    raise ConfigurationError(
+        f"give a database URL, an AsyncEngine or an async_sessionmaker, not {type(database).__name__}"
+    )
+
+
+def _patience(policy: RetryPolicy) -> float:
+    """Seconds that one statement waits for a lock: short enough that the policy can try again."""
+    total = policy.total if isinstance(policy.total, int | float) else policy.total.total_seconds()
+    return min(_LONGEST_PATIENCE, max(_SHORTEST_PATIENCE, total / 4))
+
+
+def _checked_policy(retry: object) -> RetryPolicy:
+    if retry is None:
+        return RetryPolicy()
+    if not isinstance(retry, RetryPolicy):
+        raise ConfigurationError(f"retry must be a RetryPolicy, not {type(retry).__name__}")
+    return retry
+
+
+def _check_name(option: str, value: object) -> str:
+    if not isinstance(value, str) or not 0 < len(value) <= 63 or "\x00" in value:
+        raise ConfigurationError(f"{option} must be a name of 1 to 63 characters, not {value!r}")
+    return value
+
+
+def _check_bool(option: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"{option} must be True or False, not {value!r}")
+    return value
+
+
+def _check_seconds(option: str, value: object) -> float | None:
+    if value is None:
+        return None
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or value <= 0:  # type: ignore[arg-type, operator]
+        raise ConfigurationError(f"{option} must be a number of seconds above 0, or None, not {value!r}")
+    return float(value)  # type: ignore[arg-type]
+
+
+def _check_bound(option: str, value: object) -> int | None:
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigurationError(f"{option} must be an int of at least 1, or None, not {value!r}")
+    return value
+
+
+def _check_clock(clock: object) -> Clock:
+    if not callable(clock):
+        raise ConfigurationError(f"clock must be a callable that returns an aware datetime, not {clock!r}")
+    return clock
+
+
+def _check_tokens(tokens: object) -> Tokens | None:
+    if tokens is not None and not isinstance(tokens, Tokens):
+        raise ConfigurationError(f"tokens must be DatabaseTokens, or another Tokens, not {type(tokens).__name__}")
+    return tokens

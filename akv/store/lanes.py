@@ -1,0 +1,314 @@
+"""
+Concurrent calls made cheap: reads of one moment become one statement, writes one commit.
+
+A call joins only a batch that is not yet sent, so that a get sees every write
+acknowledged before it was called. A lone call is sent at once, without a timer.
+Batches run in tasks of the lane: cancelling a caller never touches the driver.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from sqlalchemy import Connection
+
+from akv.aio import OwnedTasks
+from akv.errors import AKVError, OutcomeUnknownError, StoreUnavailableError
+from akv.store.failures import is_busy
+from akv.store.operations import Delete, Get, Operation, Pair, Row, Write
+from akv.store.perform import Failed, needs_transaction, perform
+from akv.store.statements import Statements
+from akv.store.transact import Transactor, in_transaction
+
+T = TypeVar("T")
+Op = TypeVar("Op", bound=Operation[Any])
+
+SLOW = 0.05
+"""Seconds after which a write in flight, waiting for somebody's lock, lets others go past it."""
+_BATCH_BYTES = 4 * 2**20
+_PAST_A_SLOW_ONE = 3
+
+
+@dataclass(slots=True, eq=False)
+class Waiting(Generic[Op]):
+    """One call that waits for its batch."""
+
+    operation: Op
+    future: asyncio.Future[Any]
+    alone: bool = False
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the caller was cancelled before the batch was sent."""
+        return self.future.cancelled()
+
+    def resolve(self, outcome: Any) -> None:
+        """Hand the outcome to the caller, if there still is one."""
+        if self.future.done():
+            return
+        if isinstance(outcome, Failed):
+            self.future.set_exception(outcome.error)
+        else:
+            self.future.set_result(outcome)
+
+
+class Lane(Generic[Op]):
+    """Operations of one event loop on their way into batches."""
+
+    def __init__(self, transactor: Transactor, sql: Statements, tasks: OwnedTasks) -> None:
+        self._transactor = transactor
+        self._sql = sql
+        self._tasks = tasks
+        self._loop = asyncio.get_running_loop()
+        self._waiting: list[Waiting[Op]] = []
+        self._flying = 0
+        self._woken = False
+
+    def submit(self, operation: Op) -> asyncio.Future[Any]:
+        """
+        Queue an operation.
+
+        Returns:
+            A future of its result; cancelling it leaves the rest of the batch whole.
+        """
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._waiting.append(Waiting(operation, future))
+        self._wake()
+        return future
+
+    def _wake(self) -> None:
+        """Start the next batch in the loop's next turn, behind the wake-ups of the last one."""
+        if self._waiting and not self._woken:
+            self._woken = True
+            self._loop.call_soon(self._start)
+
+    def _start(self) -> None:
+        self._woken = False
+        while self._has_room():
+            batch = self._take()
+            if not batch:
+                return
+            self._launch(batch)
+
+    def _launch(self, batch: list[Waiting[Op]]) -> None:
+        self._flying += 1
+        self._tasks.spawn(self._fly(batch), name=f"akv {type(batch[0].operation).__name__.lower()}")
+
+    async def _fly(self, batch: list[Waiting[Op]]) -> None:
+        try:
+            outcomes = await self._send([one.operation for one in batch])
+        except Exception as error:
+            self._fail(batch, error)
+        except BaseException:
+            for one in batch:
+                one.future.cancel()
+            raise
+        else:
+            for one, outcome in zip(batch, outcomes, strict=True):
+                one.resolve(outcome)
+        finally:
+            self._flying -= 1
+            self._landed(batch)
+            self._wake()
+
+    def _fail(self, batch: list[Waiting[Op]], error: Exception) -> None:
+        """Run the calls of a failed batch alone, so that only the guilty one raises."""
+        if len(batch) == 1 or not self._is_worth_splitting(error):
+            for one in batch:
+                one.resolve(Failed(own_copy(error)))
+            return
+        for one in batch:
+            one.alone = True
+        self._waiting[:0] = batch
+
+    def _is_worth_splitting(self, error: Exception) -> bool:
+        return not isinstance(error, OutcomeUnknownError | StoreUnavailableError)
+
+    async def _send(self, operations: list[Op]) -> list[Any]:
+        sql = self._sql
+
+        def work(conn: Connection) -> list[Any]:
+            if not needs_transaction(operations, sql):
+                return perform(conn, sql, operations)
+            return in_transaction(conn, sql.begin, lambda c: perform(c, sql, operations))
+
+        return await self._transactor.run(
+            work,
+            repeatable=all(operation.repeatable for operation in operations),
+            passes=self._passes if len(operations) > 1 else lambda _: False,
+        )
+
+    def _passes(self, error: BaseException) -> bool:
+        """A batch that meets a lock is split rather than tried again: one blocked row must not block the others."""
+        return False
+
+    def _landed(self, batch: list[Waiting[Op]]) -> None:
+        """Forget what a batch in flight held."""
+
+    @abstractmethod
+    def _has_room(self) -> bool:
+        """Whether another batch may be in flight."""
+
+    @abstractmethod
+    def _take(self) -> list[Waiting[Op]]:
+        """Remove the next batch from what waits."""
+
+
+class ReadLane(Lane[Get]):
+    """Reads by pairs: whatever waits becomes one statement."""
+
+    _typical = 256.0
+    """Moving average of the bytes of a row, so that a batch of large values stays bounded."""
+
+    def _has_room(self) -> bool:
+        return self._flying < self._sql.parallel_reads
+
+    def _take(self) -> list[Waiting[Get]]:
+        most = max(1, min(self._sql.batch_reads, int(_BATCH_BYTES / self._typical)))
+        batch: list[Waiting[Get]] = []
+        rest: list[Waiting[Get]] = []
+        pairs = 0
+        waiting = iter(self._waiting)
+        for one in waiting:
+            if one.is_gone:
+                continue
+            if batch and (pairs >= most or one.alone or batch[0].alone):
+                rest.append(one)
+                break
+            batch.append(one)
+            pairs += len(one.operation.pairs)
+        self._waiting = rest + list(waiting)
+        return batch
+
+    async def _send(self, operations: list[Get]) -> list[dict[Pair, Row]]:
+        outcomes = await super()._send(operations)
+        rows = [row for found in outcomes for row in found.values()]
+        if rows:
+            average = sum(len(row.value or b"") for row in rows) / len(rows)
+            self._typical += (average + 64 - self._typical) / 2
+        return outcomes
+
+
+class WriteLane(Lane[Operation[Any]]):
+    """
+    Writes: group commit, one batch in flight.
+
+    A batch holds calls of one kind, each row once unless the last write wins.
+    What touches rows that are in flight, or that an earlier call still waits
+    for, is held back; so the writes of a row happen in the order of their calls.
+    """
+
+    def __init__(self, transactor: Transactor, sql: Statements, tasks: OwnedTasks) -> None:
+        super().__init__(transactor, sql, tasks)
+        self._held: Counter[Pair] = Counter()
+        self._whole_table = False
+        self._slow = 0
+
+    def _has_room(self) -> bool:
+        past = min(self._slow, _PAST_A_SLOW_ONE) if self._sql.locks_rows else 0
+        return self._flying <= past and not self._whole_table
+
+    def _take(self) -> list[Waiting[Operation[Any]]]:
+        batch: list[Waiting[Operation[Any]]] = []
+        passed: list[Waiting[Operation[Any]]] = []
+        held = set(self._held)
+        bounds = _Bounds(self._sql.batch_writes)
+        waiting = iter(self._waiting)
+        for one in waiting:
+            if one.is_gone:
+                continue
+            if not isinstance(one.operation, Write):
+                if not (batch or passed or self._flying):
+                    batch.append(one)
+                else:
+                    passed.append(one)
+                break
+            if _joins(batch, one, held) and bounds.admit(one.operation):
+                batch.append(one)
+                if one.alone:
+                    break
+                if isinstance(one.operation, Delete):
+                    held.update(one.operation.touched)
+            else:
+                held.update(one.operation.touched)
+                passed.append(one)
+                if bounds.is_full:
+                    break
+        self._waiting = passed + list(waiting)
+        return batch
+
+    def _launch(self, batch: list[Waiting[Operation[Any]]]) -> None:
+        self._whole_table = not isinstance(batch[0].operation, Write)
+        self._held.update(_touched(batch))
+        super()._launch(batch)
+
+    async def _fly(self, batch: list[Waiting[Operation[Any]]]) -> None:
+        is_slow = False
+
+        def let_others_pass() -> None:
+            nonlocal is_slow
+            is_slow = True
+            self._slow += 1
+            self._wake()
+
+        timer = self._loop.call_later(SLOW, let_others_pass)
+        try:
+            await super()._fly(batch)
+        finally:
+            timer.cancel()
+            self._slow -= is_slow
+
+    def _passes(self, error: BaseException) -> bool:
+        return self._sql.locks_rows and is_busy(error)
+
+    def _landed(self, batch: list[Waiting[Operation[Any]]]) -> None:
+        self._whole_table = False
+        self._held -= Counter(_touched(batch))
+
+
+class _Bounds:
+    """How much fits into one batch of writes."""
+
+    def __init__(self, rows: int) -> None:
+        self._rows = rows
+        self._bytes = _BATCH_BYTES
+        self._is_empty = True
+        self.is_full = False
+
+    def admit(self, operation: Write) -> bool:
+        """Count an operation in, if it fits; the first always does."""
+        rows, size = len(operation.touched), operation.size
+        if not self._is_empty and (rows > self._rows or size > self._bytes):
+            self.is_full = True
+            return False
+        self._is_empty = False
+        self._rows -= rows
+        self._bytes -= size
+        return True
+
+
+def _joins(batch: list[Waiting[Any]], one: Waiting[Any], held: set[Pair]) -> bool:
+    if batch and (one.alone or type(one.operation) is not type(batch[0].operation)):
+        return False
+    return held.isdisjoint(one.operation.touched)
+
+
+def _touched(batch: list[Waiting[Any]]) -> Iterator[Pair]:
+    for one in batch:
+        if isinstance(one.operation, Write):
+            yield from one.operation.touched
+
+
+def own_copy(error: Exception) -> Exception:
+    """Give each caller an exception of its own: a shared one would collect all their tracebacks."""
+    if not isinstance(error, AKVError):
+        return error
+    mine = copy.copy(error)
+    mine.__cause__ = error.__cause__
+    return mine

@@ -1,0 +1,111 @@
+"""
+The store on one event loop: its engines, its lanes, its tasks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime
+from typing import Any, Protocol
+
+from sqlalchemy import Table
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from akv.aio import OwnedTasks, join
+from akv.store.engines import Engines
+from akv.store.lanes import ReadLane, WriteLane
+from akv.store.operations import Count, Get, Operation, Page, Tags
+from akv.store.perform import perform
+from akv.store.retry import RetryPolicy
+from akv.store.schema import prepare
+from akv.store.statements import Statements, statements_for
+from akv.store.sweep import Bounds, Sweeper
+from akv.store.transact import Transactor
+
+_PARALLEL_SCANS = 2
+
+
+class Now(Protocol):
+    """The application's time, naive UTC."""
+
+    def __call__(self) -> datetime: ...
+
+
+class Runtime:
+    """Everything of a store that belongs to one event loop; made on it, and without I/O."""
+
+    def __init__(
+        self, engines: Engines, table: Table, policy: RetryPolicy, bounds: Bounds, now: Now, *, create: bool
+    ) -> None:
+        self._engines = engines
+        self._table = table
+        self._create = create
+        self._bounds = bounds
+        self._transactor = Transactor(engines.lanes, policy)
+        self._scans = asyncio.Semaphore(_PARALLEL_SCANS)
+        self._sweeper = Sweeper(self.run, bounds, now)
+        self._lanes: tuple[ReadLane, WriteLane] | None = None
+        self._sql: Statements | None = None
+        self._preparing: asyncio.Task[Statements] | None = None
+        self._calls = OwnedTasks()
+        self._background = OwnedTasks()
+
+    async def run(self, operation: Operation[Any]) -> Any:
+        """
+        Run one operation.
+
+        Guarantees:
+            A cancelled caller leaves no trace: what is on its way goes on in a task of the store.
+        """
+        if self._lanes is None:
+            await self.ready()
+            return await self.run(operation)
+        reads, writes = self._lanes
+        if isinstance(operation, Get):
+            return await reads.submit(operation)
+        if isinstance(operation, Count | Page | Tags):
+            return await asyncio.shield(self._calls.spawn(self._scan(operation), name="akv scan"))
+        if self._sweeper.wrote(operation):
+            self._background.spawn(self._sweeper.evict(), name="akv evict")
+        return await writes.submit(operation)
+
+    async def ready(self) -> Statements:
+        """Prepare the table once; callers that come meanwhile wait for the same preparation."""
+        while self._sql is None:
+            if self._preparing is None or self._preparing.done():
+                self._preparing = self._calls.spawn(self._prepare(), name="akv prepare")
+            await asyncio.shield(self._preparing)
+        return self._sql
+
+    async def _prepare(self) -> Statements:
+        table, create = self._table, self._create
+        traits = await self._transactor.run(lambda conn: prepare(conn, table, create=create))
+        # Only a connection knows whether the server is MariaDB or MySQL, so the statements come after it.
+        dialect = self._engines.lanes.dialect
+        sql = statements_for(dialect)(table, dialect, traits)
+        self._lanes = ReadLane(self._transactor, sql, self._calls), WriteLane(self._transactor, sql, self._calls)
+        self._sql = sql
+        if self._bounds.every is not None:
+            self._background.spawn(self._sweeper.forever(), name="akv sweep")
+        return sql
+
+    async def _scan(self, operation: Operation[Any]) -> Any:
+        sql = await self.ready()
+        async with self._scans:
+            return (await self._transactor.run(lambda conn: perform(conn, sql, [operation])))[0]
+
+    def session(self) -> AsyncSession:
+        """Make a session for the user."""
+        return self._engines.sessions()
+
+    async def aclose(self) -> None:
+        """Finish what is on its way, then close the connections that are ours."""
+        await self._background.cancel()
+        await join(asyncio.ensure_future(self._calls.drain()))
+        for engine in self._engines.owned:
+            await join(asyncio.ensure_future(engine.dispose()))
+
+    def drop(self) -> None:
+        """Let go of connections whose event loop has ended: nothing of theirs can be awaited any more."""
+        for engine in self._engines.owned:
+            engine.sync_engine.dispose(close=False)

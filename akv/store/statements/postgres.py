@@ -1,0 +1,98 @@
+"""
+PostgreSQL: arrays as parameters, so that one SQL text serves batches of every size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import ClassVar
+
+from sqlalchemy import ColumnElement, Connection, Dialect, Table, collate
+
+from akv.store.operations import Pair, Record, Row
+from akv.store.statements.base import Statements, Traits, by_pair, key_range
+
+_PAIRS = "unnest(CAST(:keys AS text[]), CAST(:tags AS text[])) WITH ORDINALITY AS u(k, t, i)"
+_RECORDS = (
+    "unnest(CAST(:keys AS text[]), CAST(:tags AS text[]), CAST(:vals AS bytea[]), "
+    "CAST(:ends AS timestamp[])) AS u(k, t, v, e)"
+)
+
+
+class PostgresStatements(Statements):
+    """Statements of one table on PostgreSQL."""
+
+    begin: ClassVar[str] = "BEGIN ISOLATION LEVEL READ COMMITTED"
+    chunk: ClassVar[int] = 5000
+
+    def __init__(self, table: Table, dialect: Dialect, traits: Traits) -> None:
+        super().__init__(table, dialect, traits)
+        same = f"k.{self.key} = u.k AND k.{self.tag} = u.t"
+        # LATERAL with OFFSET 0: a generic plan made while the table was empty would otherwise scan it for ever.
+        self._many = self._rows(
+            f"SELECT u.k, u.t, r.* FROM {_PAIRS} CROSS JOIN LATERAL "
+            f"(SELECT k.{self.value}, k.{self.expire} FROM {self.name} k WHERE {same} OFFSET 0) r"
+        )
+        self._upsert = self._text(
+            f"INSERT INTO {self.name} ({self.columns}) SELECT u.k, u.t, u.v, u.e FROM {_RECORDS} "
+            f"ON CONFLICT ({self.key}, {self.tag}) DO UPDATE "
+            f"SET {self.value} = excluded.{self.value}, {self.expire} = excluded.{self.expire}"
+        )
+        # Locked in the order of the pairs first: DELETE ... USING alone locks in the order of its plan and dead-locks.
+        self._delete = self._rows(
+            f"WITH l AS MATERIALIZED (SELECT k.{self.key} AS a, k.{self.tag} AS b FROM {_PAIRS} "
+            f"JOIN {self.name} k ON {same} ORDER BY u.i FOR UPDATE OF k) "
+            f"DELETE FROM {self.name} k USING l WHERE k.{self.key} = l.a AND k.{self.tag} = l.b "
+            f"RETURNING {self.qualified('k', values=False)}"
+        )
+        self._lock = {
+            values: self._rows(
+                f"SELECT {self.qualified('k', values=values)} FROM {_PAIRS} JOIN {self.name} k ON {same} "
+                f"ORDER BY u.i FOR UPDATE OF k"
+            )
+            for values in (False, True)
+        }
+        self._reserve = self._rows(
+            f"INSERT INTO {self.name} AS k ({self.columns}) "
+            f"SELECT u.k, u.t, NULL, TIMESTAMP '1970-01-01' FROM {_PAIRS} ORDER BY u.i "
+            f"ON CONFLICT ({self.key}, {self.tag}) DO UPDATE SET {self.tag} = k.{self.tag} "
+            f"RETURNING {self.qualified('k')}"
+        )
+
+    def read_many(self, conn: Connection, pairs: Sequence[Pair]) -> dict[Pair, Row]:
+        """Read at most one chunk of rows."""
+        return by_pair(conn.execute(self._many, arrays(pairs)))
+
+    def upsert_many(self, conn: Connection, records: Sequence[Record]) -> None:
+        """Store at most one chunk of rows in one statement."""
+        keys, tags, vals, ends = zip(*records, strict=True)
+        parameters = {"keys": list(keys), "tags": list(tags), "vals": list(vals), "ends": list(ends)}
+        conn.execute(self._upsert, parameters)
+
+    def delete_many(self, conn: Connection, pairs: Sequence[Pair]) -> Iterable[Any]:
+        """Delete at most one chunk of rows and return them, NULL in the place of the value."""
+        return conn.execute(self._delete, arrays(pairs)).all()
+
+    def lock_many(self, conn: Connection, pairs: Sequence[Pair], *, values: bool) -> dict[Pair, Row]:
+        """Lock at most one chunk of rows."""
+        return by_pair(conn.execute(self._lock[values], arrays(pairs)))
+
+    def reserve(self, conn: Connection, pairs: Sequence[Pair], *, values: bool) -> dict[Pair, Row]:
+        """Insert placeholders; the row of whoever was quicker is locked and returned."""
+        return by_pair(conn.execute(self._reserve, arrays(pairs)))
+
+    def starts_with(self, prefix: str) -> list[ColumnElement[bool]]:
+        """Select keys by a literal prefix, whatever the collation of a table that akv did not make."""
+        return key_range(collate(self.table.c.key, "C"), prefix)
+
+    def some(self, condition: str) -> str:
+        """A DELETE of at most :limit rows that meet a condition, the earliest expiry first, except what is locked."""
+        return (
+            f"DELETE FROM {self.name} WHERE ({self.key}, {self.tag}) IN (SELECT {self.key}, {self.tag} "
+            f"FROM {self.name} WHERE {condition} ORDER BY {self.expire} LIMIT :limit FOR UPDATE SKIP LOCKED)"
+        )
+
+
+def arrays(pairs: Sequence[Pair]) -> dict[str, list[str]]:
+    """Turn pairs into two array parameters."""
+    return {"keys": [key for key, _ in pairs], "tags": [tag for _, tag in pairs]}

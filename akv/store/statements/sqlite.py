@@ -1,0 +1,99 @@
+"""
+SQLite: one JSON parameter for pairs; one writer, so the transaction itself is the lock.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from functools import cache
+from typing import ClassVar
+
+from sqlalchemy import Connection, Dialect, Table
+
+from akv.store.operations import Pair, Record, Row
+from akv.store.statements.base import Statements, Traits, by_pair
+
+_PAIRS = "json_each(:pairs) p"
+_KEY = "json_extract(p.value, '$[0]')"
+_TAG = "json_extract(p.value, '$[1]')"
+
+
+class SQLiteStatements(Statements):
+    """Statements of one table on SQLite."""
+
+    begin: ClassVar[str] = "BEGIN IMMEDIATE"
+    locks_rows: ClassVar[bool] = False
+    parallel_reads: ClassVar[int] = 1
+    batch_reads: ClassVar[int] = 1000
+
+    def __init__(self, table: Table, dialect: Dialect, traits: Traits) -> None:
+        super().__init__(table, dialect, traits)
+        # CROSS JOIN keeps SQLite from scanning the table and looking into the JSON for each row.
+        same = f"{_PAIRS} CROSS JOIN {self.name} k ON k.{self.key} = {_KEY} AND k.{self.tag} = {_TAG}"
+        self._many = self._rows(f"SELECT {self.qualified('k')} FROM {same}")
+        self._bare = self._rows(f"SELECT {self.qualified('k', values=False)} FROM {same}")
+        self._delete = self._rows(
+            f"DELETE FROM {self.name} WHERE rowid IN (SELECT k.rowid FROM {same}) RETURNING {self.bare}"
+        )
+        self._touch = self._text(f"UPDATE {self.name} SET {self.tag} = {self.tag} WHERE 0")
+        self._insert = f"INSERT INTO {self.name} ({self.columns}) VALUES "
+        self._replace = (
+            f" ON CONFLICT ({self.key}, {self.tag}) DO UPDATE "
+            f"SET {self.value} = excluded.{self.value}, {self.expire} = excluded.{self.expire}"
+        )
+
+    def read_many(self, conn: Connection, pairs: Sequence[Pair]) -> dict[Pair, Row]:
+        """Read at most one chunk of rows."""
+        return by_pair(conn.execute(self._many, as_json(pairs)))
+
+    def upsert_many(self, conn: Connection, records: Sequence[Record]) -> None:
+        """Store at most one chunk of rows in one statement."""
+        values = [
+            part for key, tag, value, expire in records for part in (key, tag, value, stored_datetime(expire))
+        ]
+        conn.exec_driver_sql(self._insert + placeholders(len(records)) + self._replace, tuple(values))
+
+    def delete_many(self, conn: Connection, pairs: Sequence[Pair]) -> Iterable[Any]:
+        """Delete at most one chunk of rows and return them, NULL in the place of the value."""
+        return conn.execute(self._delete, as_json(pairs)).all()
+
+    def lock_many(self, conn: Connection, pairs: Sequence[Pair], *, values: bool) -> dict[Pair, Row]:
+        """Read rows inside a transaction that holds the one write lock already."""
+        return by_pair(conn.execute(self._many if values else self._bare, as_json(pairs)))
+
+    def reserve(self, conn: Connection, pairs: Sequence[Pair], *, values: bool) -> dict[Pair, Row]:
+        """Nothing to do: nobody else can write."""
+        return {}
+
+    def leaves_placeholders(self) -> bool:
+        """No placeholders are needed."""
+        return False
+
+    def take_write_lock(self, conn: Connection) -> None:
+        """Become the writer by an UPDATE of nothing: a SELECT alone would be outside the driver's transaction."""
+        conn.execute(self._touch)
+
+    def some(self, condition: str) -> str:
+        """A DELETE of at most :limit rows that meet a condition, the earliest expiry first."""
+        return (
+            f"DELETE FROM {self.name} WHERE rowid IN (SELECT rowid FROM {self.name} "
+            f"WHERE {condition} ORDER BY {self.expire} LIMIT :limit)"
+        )
+
+
+def as_json(pairs: Sequence[Pair]) -> dict[str, str]:
+    """Turn pairs into one JSON parameter."""
+    return {"pairs": json.dumps(pairs, ensure_ascii=False)}
+
+
+def stored_datetime(expire: datetime | None) -> str | None:
+    """Write an expiry as SQLAlchemy's DateTime stores it on SQLite."""
+    return None if expire is None else expire.isoformat(" ", "microseconds")
+
+
+@cache
+def placeholders(rows: int) -> str:
+    """The VALUES of a statement for some rows."""
+    return ",".join(["(?,?,?,?)"] * rows)

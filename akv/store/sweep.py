@@ -1,0 +1,103 @@
+"""
+Dead and surplus rows go in the background, in bounded batches that block nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from akv.errors import StoreError
+from akv.store.operations import Evict, Modify, Operation, Purge, Set
+
+log = logging.getLogger("akv")
+
+PURGE_BATCH = 500
+_EVICT_BATCH = 5000
+_SLACK = 0.04
+"""Part of a bound that may be written between two looks at the table."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """
+    What a store sweeps.
+
+    Attributes:
+        every: Seconds between two sweeps of dead rows; None: no sweep in the background.
+        max_entries: Most rows; None: no bound.
+        max_bytes: Most bytes of keys, tags and values, estimated; None: no bound.
+    """
+
+    every: float | None
+    max_entries: int | None
+    max_bytes: int | None
+
+    @property
+    def evicts(self) -> bool:
+        """Whether the table is bounded."""
+        return self.max_entries is not None or self.max_bytes is not None
+
+
+class Sweeper:
+    """Sweeps the table of one store on one event loop."""
+
+    def __init__(
+        self, run: Callable[[Operation[Any]], Awaitable[Any]], bounds: Bounds, now: Callable[[], datetime]
+    ) -> None:
+        self._run = run
+        self._bounds = bounds
+        self._now = now
+        self._rows = 0
+        self._bytes = 0
+        self._has_looked = False
+
+    async def forever(self) -> None:
+        """Delete dead rows again and again until cancelled; a failing database is left alone until the next turn."""
+        while True:
+            await asyncio.sleep(self._bounds.every or 0)
+            try:
+                await self._drain(lambda: Purge(self._now(), PURGE_BATCH))
+            except StoreError as error:
+                log.warning("sweeping failed, and is tried again at the next turn: %s", error)
+
+    def wrote(self, operation: Operation[Any]) -> bool:
+        """
+        Count what a call writes.
+
+        Returns:
+            Whether :meth:`evict` is due: so much was written since the last look at the table that it may have
+            grown over its bounds, or nobody has looked yet.
+        """
+        if not self._bounds.evicts or not isinstance(operation, Set | Modify):
+            return False
+        self._rows += len(operation.touched)
+        self._bytes += operation.size
+        most, size = self._bounds.max_entries, self._bounds.max_bytes
+        is_due = (
+            not self._has_looked
+            or (most is not None and self._rows > _SLACK * most)
+            or (size is not None and self._bytes > _SLACK * size)
+        )
+        if is_due:
+            self._has_looked = True
+            self._rows = self._bytes = 0
+        return is_due
+
+    async def evict(self) -> None:
+        """Delete surplus rows; writes that are called meanwhile wait their turn behind it."""
+        most, size = self._bounds.max_entries, self._bounds.max_bytes
+        limit = max(_EVICT_BATCH, int(2 * _SLACK * (most or 0)))
+        try:
+            await self._drain(lambda: Evict(most, size, limit))
+        except StoreError as error:
+            log.warning("evicting failed, and is tried again after the next writes: %s", error)
+            self._has_looked = False
+
+    async def _drain(self, operation: Callable[[], Operation[Any]]) -> None:
+        while await self._run(operation()):
+            pass

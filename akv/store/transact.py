@@ -1,0 +1,162 @@
+"""
+One attempt is one transaction: retried, its failures named, nothing leaked.
+
+This is the only door from operations to the database. Drivers' exceptions are
+wrapped here, once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.orm import Session
+
+from akv.errors import OutcomeUnknownError, StoreError, StoreUnavailableError
+from akv.store.failures import Failure, classify, is_busy
+from akv.store.retry import Exhausted, RetryPolicy, run
+
+T = TypeVar("T")
+
+_WITHIN = (
+    " Where the caller itself holds the lock or the connection in a transaction, "
+    "use kv.within(session) to work inside it."
+)
+
+
+class CommitInterrupted(Exception):
+    """COMMIT was sent, and its reply did not come; ``__cause__`` says how."""
+
+
+class Transactor:
+    """Runs work on connections of one engine, whose driver is in AUTOCOMMIT."""
+
+    def __init__(self, engine: AsyncEngine, policy: RetryPolicy) -> None:
+        self._engine = engine
+        self._policy = policy
+
+    async def run(
+        self,
+        work: Callable[[Connection], T],
+        *,
+        repeatable: bool = True,
+        passes: Callable[[BaseException], bool] = lambda _: False,
+    ) -> T:
+        """
+        Run *work* until it succeeds or will not.
+
+        Args:
+            work: Runs on one connection, in SQLAlchemy's greenlet; asked again at each attempt.
+            repeatable: Whether the work may run again after a COMMIT whose outcome is unknown.
+            passes: Failures for which the caller has a better remedy than trying again.
+
+        Raises:
+            StoreUnavailableError: Still failing after the last attempt that the policy allows.
+            OutcomeUnknownError: The reply to COMMIT was lost and the work is not repeatable.
+            StoreError: The database refused.
+        """
+
+        def transient(error: BaseException) -> bool:
+            if isinstance(error, CommitInterrupted):
+                return repeatable
+            return classify(error) is not Failure.REFUSED and not passes(error)
+
+        try:
+            return await run(self._policy, lambda: self._attempt(work), transient)
+        except Exhausted as exhausted:
+            raise _unavailable(exhausted) from _driver_error(exhausted.__cause__)
+        except CommitInterrupted as lost:
+            raise OutcomeUnknownError(
+                "the connection broke while COMMIT was under way, and this call may not run twice: "
+                "read the entry to learn whether it happened"
+            ) from lost.__cause__
+        except (SQLAlchemyError, OSError) as error:
+            raise refusal(error) from error
+
+    async def _attempt(self, work: Callable[[Connection], T]) -> T:
+        session = AsyncSession(self._engine)
+
+        def body(sync: Session) -> T:
+            try:
+                return work(sync.connection())
+            finally:
+                sync.close()
+
+        return await session.run_sync(body)
+
+
+def in_transaction(conn: Connection, begin: str, work: Callable[[Connection], T]) -> T:
+    """
+    Run *work* between BEGIN and COMMIT on a connection in AUTOCOMMIT.
+
+    Raises:
+        CommitInterrupted: COMMIT was sent and the connection broke.
+
+    Guarantees:
+        However it ends, the connection has no open transaction, or is not used again.
+    """
+    conn.exec_driver_sql(begin)
+    try:
+        result = work(conn)
+    except BaseException:
+        _undo(conn)
+        raise
+    try:
+        conn.exec_driver_sql("COMMIT")
+    except BaseException as error:
+        _undo(conn)
+        if isinstance(error, Exception) and classify(error) is Failure.CONNECTION_LOST:
+            raise CommitInterrupted from error
+        raise
+    return result
+
+
+def _undo(conn: Connection) -> None:
+    if conn.invalidated:
+        return
+    try:
+        conn.exec_driver_sql("ROLLBACK")
+    except Exception:
+        conn.invalidate()
+
+
+def refusal(error: BaseException) -> StoreError:
+    """Name what the database refused, without the parameters that SQLAlchemy would print."""
+    original = getattr(error, "orig", None) or error
+    message = f"the database refused the call: {_first_line(original)}."
+    return StoreError(message + _remedy(error))
+
+
+def _remedy(error: BaseException) -> str:
+    text = str(getattr(error, "orig", None) or error).lower()
+    if is_busy(error):
+        return _WITHIN
+    if "no such table" in text or "does not exist" in text or "doesn't exist" in text:
+        return " Let the store create its table (create_models=True), or migrate with KVStore.metadata."
+    if "max_allowed_packet" in text:
+        return " Raise max_allowed_packet of the server, or store a smaller value."
+    return ""
+
+
+def _unavailable(exhausted: Exhausted) -> StoreUnavailableError:
+    cause = _driver_error(exhausted.__cause__)
+    message = (
+        f"the database is unavailable: {_first_line(getattr(cause, 'orig', None) or cause)}. "
+        f"Gave up after {exhausted.attempts} attempts in {exhausted.elapsed:.2f} s; "
+        f"RetryPolicy(attempts=..., total=...) allows more."
+    )
+    if cause is not None and is_busy(cause):
+        message += _WITHIN
+    return StoreUnavailableError(message, attempts=exhausted.attempts, elapsed=exhausted.elapsed)
+
+
+def _driver_error(error: BaseException | None) -> BaseException | None:
+    return error.__cause__ if isinstance(error, CommitInterrupted) else error
+
+
+def _first_line(error: BaseException | None) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(".")

@@ -1,0 +1,441 @@
+"""
+The verbs: each checks its arguments, encodes, builds one operation, and decodes what came of it.
+
+No SQL and no session here. Who runs the operation, a lane or the caller's own
+transaction, is the subclass's business.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from datetime import datetime
+from inspect import iscoroutinefunction
+from typing import Any, TypeVar
+
+from akv.errors import InvalidArgumentError
+from akv.store.codec import Codec, Entry
+from akv.store.decisions import adding, adding_up, popping, renewing, touching, updating, value_or_missing
+from akv.store.expiry import to_expire
+from akv.store.keys import check_prefix, check_tag
+from akv.store.operations import (
+    Count,
+    Delete,
+    DeleteWhere,
+    Filter,
+    Get,
+    Modify,
+    Operation,
+    Page,
+    Pair,
+    Purge,
+    Record,
+    Set,
+    Tags,
+)
+from akv.store.proxy import Proxy
+from akv.store.sweep import PURGE_BATCH
+from akv.typing import DEFAULT, ENOVAL, Default, Expire, NoValue
+
+T = TypeVar("T")
+
+_FIRST_PAGE = 64
+_LARGEST_PAGE = 1000
+_PAGE_BYTES = 4 * 2**20
+_MOST_TAGS = 1000
+
+
+class Verbs(ABC):
+    """What a store and a transaction of the caller's have in common."""
+
+    def __init__(self, codec: Codec) -> None:
+        self._codec = codec
+
+    @abstractmethod
+    async def _run(self, operation: Operation[Any]) -> Any:
+        """Run one operation: the only way from a verb to the database."""
+
+    # One entry
+
+    async def get(
+        self,
+        key: str,
+        default: Any = ENOVAL,
+        tag: str | Default = DEFAULT,
+        return_expiration: bool = False,
+        *,
+        renew_for: Expire = None,
+    ) -> Any:
+        """
+        Return the value stored under *key*.
+
+        Args:
+            key: At most 256 characters, compared code point by code point.
+            default: Returned when nothing live is stored.
+            tag: At most 256 characters; left out: the store's default tag.
+            return_expiration: Return ``(value, expire)``, expire being naive UTC or None.
+            renew_for: New expire of an entry that has one, counted from now; None: leave it.
+
+        Returns:
+            The value, else the default. A stored None is a value.
+
+        Raises:
+            MissingKeyError: Nothing live is stored, and no default was given.
+            CorruptValueError: The stored bytes cannot be decoded.
+
+        Guarantees:
+            Sees every write that was acknowledged before the call. A renewal happens in the transaction of the
+            read: it never revives a dead entry, and never restores an older value.
+        """
+        pair = self._codec.pair(key, tag)
+        now = self._codec.now()
+        renewed = to_expire(renew_for, now)
+        if getattr(key, "shared", True) is False:
+            row = None
+        elif renewed is None:
+            row = (await self._run(Get((pair,)))).get(pair)
+        else:
+            row = await self._run(Modify(pair, renewing(now, renewed), again=True))
+        if row is None or not row.is_live(now):
+            found, end = value_or_missing(pair, default), None
+        else:
+            found, end = self._codec.decode(pair, row), row.expire
+        return (found, end) if return_expiration else found
+
+    async def set(self, key: str, value: Any, tag: str | Default = DEFAULT, expire: Expire = None) -> None:
+        """
+        Store a value, whatever was there.
+
+        Args:
+            key: At most 256 characters, compared code point by code point.
+            value: Anything that the store's serializer can encode.
+            tag: At most 256 characters; left out: the store's default tag.
+            expire: Lifetime; None: no end. Zero or less: already expired.
+
+        Raises:
+            SerializationError: The value cannot be encoded; nothing is written.
+
+        Guarantees:
+            One upsert; returns after its COMMIT. Cancelled: the old or the new value, never after a later
+            acknowledged write.
+        """
+        pair = self._codec.pair(key, tag)
+        record = self._codec.record(pair, value, self._end(expire))
+        if getattr(key, "shared", True) is not False:
+            await self._run(Set((record,)))
+
+    async def delete(self, key: str, tag: str | Default = DEFAULT) -> bool:
+        """
+        Delete an entry.
+
+        Returns:
+            Whether a live one was there.
+        """
+        operation = Delete((self._codec.pair(key, tag),), self._codec.now())
+        return bool(await self._run(operation))
+
+    async def pop(self, key: str, default: Any = ENOVAL, tag: str | Default = DEFAULT) -> Any:
+        """
+        Delete an entry and return its value.
+
+        Returns:
+            The value, else the default.
+
+        Raises:
+            MissingKeyError: Nothing live is stored, and no default was given.
+            CorruptValueError: The value cannot be decoded; the entry stays.
+            OutcomeUnknownError: The connection broke while COMMIT was under way.
+
+        Guarantees:
+            One transaction: of any number of concurrent pops, among processes too, one gets the value.
+        """
+        pair = self._codec.pair(key, tag)
+        found = await self._run(Modify(pair, popping(self._codec, pair, self._codec.now())))
+        return value_or_missing(pair, default) if found is ENOVAL else found
+
+    async def add(self, key: str, value: Any, tag: str | Default = DEFAULT, expire: Expire = None) -> bool:
+        """
+        Store a value only if nothing live is stored.
+
+        Returns:
+            Whether it was stored.
+
+        Raises:
+            OutcomeUnknownError: The connection broke while COMMIT was under way.
+
+        Guarantees:
+            One transaction: of any number of concurrent adds, among processes too, one returns True.
+        """
+        pair, now = self._codec.pair(key, tag), self._codec.now()
+        data, end = self._codec.encode(pair, value), to_expire(expire, now)
+        return bool(await self._run(Modify(pair, adding(data, end, now), reads_value=False)))
+
+    async def incr(
+        self, key: str, delta: int = 1, *, default: int = 0, tag: str | Default = DEFAULT, expire: Expire = None
+    ) -> int:
+        """
+        Add *delta* to the integer under *key* and return the sum.
+
+        Args:
+            key: At most 256 characters, compared code point by code point.
+            delta: Any int; the sum is unbounded.
+            default: Value to start from when the key is absent or expired.
+            tag: At most 256 characters; left out: the store's default tag.
+            expire: Lifetime of an entry that this call creates; an existing one keeps its own.
+
+        Raises:
+            StoredTypeError: The stored value is not an int (a TypeError); nothing is written.
+            OutcomeUnknownError: The connection broke while COMMIT was under way.
+
+        Guarantees:
+            One transaction, atomic between tasks and processes. Cancelled: the old or the new value.
+        """
+        pair, now = self._codec.pair(key, tag), self._codec.now()
+        _check_int("delta", delta)
+        _check_int("default", default)
+        step = adding_up(self._codec, pair, now, delta, default, to_expire(expire, now))
+        result: int = await self._run(Modify(pair, step))
+        return result
+
+    async def update(
+        self,
+        key: str,
+        function: Callable[[Any], T],
+        *,
+        default: Any = ENOVAL,
+        tag: str | Default = DEFAULT,
+        expire: Expire | NoValue = ENOVAL,
+    ) -> T:
+        """
+        Replace a value by a function of it and return the new value.
+
+        Args:
+            key: At most 256 characters, compared code point by code point.
+            function: Sync and pure, called under the row lock with the value; a retried transaction calls it again.
+            default: What the function gets when nothing live is stored.
+            tag: At most 256 characters; left out: the store's default tag.
+            expire: New lifetime, None being no end; left out: an existing entry keeps its own.
+
+        Raises:
+            MissingKeyError: Nothing live is stored, and no default was given.
+            OutcomeUnknownError: The connection broke while COMMIT was under way.
+
+        Guarantees:
+            One transaction, atomic between tasks and processes. What the function raises reaches the caller, and
+            nothing is written.
+        """
+        pair, now = self._codec.pair(key, tag), self._codec.now()
+        _check_function(function)
+        end = ENOVAL if isinstance(expire, NoValue) else to_expire(expire, now)
+        result: T = await self._run(Modify(pair, updating(self._codec, pair, now, function, default, end)))
+        return result
+
+    async def touch(self, key: str, expire: Expire, tag: str | Default = DEFAULT) -> bool:
+        """
+        Move the expiry of a live entry and leave its value untouched.
+
+        Args:
+            key: At most 256 characters, compared code point by code point.
+            expire: New lifetime; None: no end.
+            tag: At most 256 characters; left out: the store's default tag.
+
+        Returns:
+            Whether a live entry was there.
+        """
+        pair, now = self._codec.pair(key, tag), self._codec.now()
+        step = touching(now, to_expire(expire, now))
+        return bool(await self._run(Modify(pair, step, reads_value=False, again=True)))
+
+    # Many entries
+
+    async def get_many(self, keys: Iterable[str], tag: str | Default = DEFAULT) -> dict[str, Any]:
+        """
+        Return the values of those keys that are present.
+
+        Raises:
+            CorruptValueError: One of them cannot be decoded.
+
+        Guarantees:
+            One statement, so one moment (above 1,000 keys: one statement per 1,000, PostgreSQL 5,000).
+        """
+        pairs = self._pairs(keys, tag)
+        now = self._codec.now()
+        if not pairs:
+            return {}
+        rows = await self._run(Get(pairs))
+        live = ((pair, rows[pair]) for pair in pairs if pair in rows and rows[pair].is_live(now))
+        return {pair[0]: self._codec.decode(pair, row) for pair, row in live}
+
+    async def set_many(self, mapping: Mapping[str, Any], tag: str | Default = DEFAULT, expire: Expire = None) -> None:
+        """
+        Store many values, whatever was there.
+
+        Raises:
+            SerializationError: One of them cannot be encoded; nothing is written.
+
+        Guarantees:
+            One transaction: all or none.
+        """
+        if not isinstance(mapping, Mapping):
+            raise InvalidArgumentError(f"set_many takes a mapping of keys to values, not {type(mapping).__name__}")
+        end = self._end(expire)
+        records = tuple(self._codec.record(self._codec.pair(key, tag), value, end) for key, value in mapping.items())
+        if records:
+            await self._run(Set(records))
+
+    async def delete_many(self, keys: Iterable[str], tag: str | Default = DEFAULT) -> int:
+        """
+        Delete many entries.
+
+        Returns:
+            How many live ones were there.
+
+        Guarantees:
+            One transaction: all or none.
+        """
+        pairs = self._pairs(keys, tag)
+        now = self._codec.now()
+        return int(await self._run(Delete(pairs, now))) if pairs else 0
+
+    async def clear(self) -> None:
+        """Delete every entry, of every tag."""
+        await self._run(DeleteWhere(Filter(), self._codec.now()))
+
+    async def delete_tag(self, tag: str | Default = DEFAULT) -> int:
+        """
+        Delete every entry of a tag.
+
+        Returns:
+            How many live ones were there.
+        """
+        where = Filter(tag=self._codec.default_tag if tag is DEFAULT else check_tag(tag))
+        return int(await self._run(DeleteWhere(where, self._codec.now())))
+
+    async def delete_prefix(self, prefix: str, tag: str | None = None) -> int:
+        """
+        Delete every entry whose key starts with *prefix*.
+
+        Args:
+            prefix: Literal; ``%`` and ``_`` mean themselves.
+            tag: Only of this tag; None: of every tag.
+
+        Returns:
+            How many live ones were there.
+        """
+        if prefix is None:
+            raise InvalidArgumentError("delete_prefix needs a prefix: clear() deletes everything")
+        return int(await self._run(DeleteWhere(_filter(prefix, tag), self._codec.now())))
+
+    async def count(self, prefix: str | None = None, tag: str | None = None) -> int:
+        """
+        Count live entries.
+
+        Args:
+            prefix: Only keys that start with it, literally; None: all.
+            tag: Only of this tag; None: of every tag.
+        """
+        return int(await self._run(Count(_filter(prefix, tag), self._codec.now())))
+
+    async def purge_expired(self) -> int:
+        """
+        Delete every expired entry now, in bounded transactions.
+
+        Returns:
+            How many were deleted.
+        """
+        total = 0
+        while True:
+            gone = int(await self._run(Purge(self._codec.now(), PURGE_BATCH)))
+            total += gone
+            if gone < PURGE_BATCH:
+                return total
+
+    # Streams
+
+    async def scan(self, prefix: str | None = None, tag: str | None = None) -> AsyncIterator[Entry]:
+        """
+        Stream live entries in the order of key, then tag.
+
+        Args:
+            prefix: Only keys that start with it, literally; None: all.
+            tag: Only of this tag; None: of every tag.
+
+        Guarantees:
+            Pages of bounded size, each of one moment; never the whole table in memory. An entry that cannot be
+            decoded raises only when its value is asked for.
+        """
+        where = _filter(prefix, tag)
+        after: Pair | None = None
+        limit = _FIRST_PAGE
+        while True:
+            page: list[Record] = await self._run(Page(where, self._codec.now(), after, limit))
+            for key, tag_, value, expire in page:
+                yield Entry(key, tag_, expire, value, self._codec)
+            if len(page) < limit:
+                return
+            after = page[-1][:2]
+            limit = _next_limit(page)
+
+    def __aiter__(self) -> AsyncIterator[Entry]:
+        return self.scan()
+
+    async def tags(self, prefix: str | None = None) -> AsyncIterator[str]:
+        """
+        Stream the distinct tags of live entries, in order.
+
+        Args:
+            prefix: Only of keys that start with it, literally; None: of all.
+        """
+        where = _filter(prefix, None)
+        after: str | None = None
+        while True:
+            page: list[str] = await self._run(Tags(where, self._codec.now(), after, _MOST_TAGS))
+            for tag in page:
+                yield tag
+            if len(page) < _MOST_TAGS:
+                return
+            after = page[-1]
+
+    def get_proxy(self, key: str, default: Any = ENOVAL, tag: str | Default = DEFAULT) -> Proxy:
+        """
+        Return an object that stands for one entry; no I/O.
+
+        Args:
+            key: At most 256 characters.
+            default: What its ``get`` returns when nothing live is stored.
+            tag: At most 256 characters; left out: the store's default tag.
+        """
+        key, tag = self._codec.pair(key, tag)
+        return Proxy(self, key, default, tag)
+
+    # Arguments
+
+    def _end(self, expire: Expire) -> datetime | None:
+        return None if expire is None else to_expire(expire, self._codec.now())
+
+    def _pairs(self, keys: Iterable[str], tag: str | Default) -> tuple[Pair, ...]:
+        if isinstance(keys, str | bytes) or not isinstance(keys, Iterable):
+            raise InvalidArgumentError(f"give an iterable of keys, not {type(keys).__name__}: [key] for a single one")
+        return tuple(dict.fromkeys(self._codec.pair(key, tag) for key in keys))
+
+
+def _filter(prefix: str | None, tag: str | None) -> Filter:
+    return Filter(check_prefix(prefix), None if tag is None else check_tag(tag))
+
+
+def _check_int(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise InvalidArgumentError(f"{name} must be an int, not {type(value).__name__}")
+
+
+def _check_function(function: object) -> None:
+    if not callable(function) or iscoroutinefunction(function):
+        raise InvalidArgumentError(
+            "update takes a plain function of the value, because it runs under the row lock: "
+            "await what you need first, and close over it"
+        )
+
+
+def _next_limit(page: list[Record]) -> int:
+    average = sum(len(record.value or b"") for record in page) / len(page) + 128
+    return max(1, min(_LARGEST_PAGE, int(_PAGE_BYTES / average)))

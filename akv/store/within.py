@@ -1,0 +1,87 @@
+"""
+The verbs inside the caller's own transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+
+from akv.errors import ConfigurationError, InvalidArgumentError
+from akv.store.codec import Codec
+from akv.store.operations import Modify, Operation
+from akv.store.perform import Failed, perform
+from akv.store.statements import Statements
+from akv.store.transact import refusal
+from akv.store.verbs import Verbs
+
+
+class Within(Verbs):
+    """
+    The verbs on one session or connection: visible to others when the caller commits, gone when he rolls back.
+
+    Executed at once. Nothing is joined with other calls, retried, committed or created. As the session it works
+    in, it is not for concurrent tasks.
+    """
+
+    def __init__(
+        self,
+        codec: Codec,
+        target: AsyncSession | AsyncConnection,
+        statements: Callable[[], Awaitable[Statements]],
+    ) -> None:
+        super().__init__(codec)
+        if not isinstance(target, AsyncSession | AsyncConnection):
+            raise InvalidArgumentError(
+                f"within takes an AsyncSession or an AsyncConnection, not {type(target).__name__}"
+            )
+        self._target = target
+        self._statements = statements
+
+    async def _run(self, operation: Operation[Any]) -> Any:
+        sql = await self._statements()
+
+        def work(conn: Connection) -> Any:
+            _refuse_elsewhere(conn, sql)
+            _refuse_autocommit(conn)
+            if isinstance(operation, Modify):
+                sql.take_write_lock(conn)
+            return perform(conn, sql, [operation])[0]
+
+        try:
+            outcome = await (await self._connection()).run_sync(work)
+        except SQLAlchemyError as error:
+            raise refusal(error) from error
+        if isinstance(outcome, Failed):
+            raise outcome.error
+        return outcome
+
+    async def _connection(self) -> AsyncConnection:
+        if isinstance(self._target, AsyncSession):
+            return await self._target.connection()
+        return self._target
+
+
+def _refuse_elsewhere(conn: Connection, sql: Statements) -> None:
+    if conn.dialect.name != sql.dialect:
+        raise ConfigurationError(
+            f"within works in the store's own database, a {sql.dialect} one, and this connection is of "
+            f"{conn.dialect.name}: give a session of the same database"
+        )
+
+
+def _refuse_autocommit(conn: Connection) -> None:
+    """
+    Refuse a connection on which each statement is a transaction.
+
+    SQLite is left out: there the driver's autocommit is how a transaction is begun by hand.
+    """
+    if conn.dialect.name != "sqlite" and conn.dialect.detect_autocommit_setting(conn.connection.dbapi_connection):
+        raise ConfigurationError(
+            "within works inside a transaction, and this connection is in AUTOCOMMIT: "
+            "begin one on a connection without isolation_level='AUTOCOMMIT', or use the store itself"
+        )
