@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from enum import Enum
 from typing import Any, Final, Literal, Protocol, TypeAlias, runtime_checkable
 
-Expire: TypeAlias = None | int | float | timedelta | datetime
+Expire: TypeAlias = int | float | timedelta | datetime | None
 """
 Lifetime of an entry.
 

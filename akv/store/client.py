@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import math
 import warnings
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from typing import Any, Self
 
@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, a
 from akv.aio import PerLoop
 from akv.errors import ClosedError, ConfigurationError
 from akv.store.codec import Codec
-from akv.store.engines import Engines, beside, check_borrowed, is_memory, own_engines, parse_url
+from akv.store.engines import Engines, beside, check_borrowed, is_memory, own_engines, parse_url, translated
 from akv.store.expiry import utc_now
 from akv.store.keys import check_tag
 from akv.store.models import Entries, model_for, table_of
@@ -171,8 +171,8 @@ class Store(Verbs):
     async def _statements(self) -> Statements:
         return await self._runtime().ready()
 
-    async def _run(self, operation: Operation[Any]) -> Any:
-        return await self._runtime().run(operation)
+    def _run(self, operation: Operation[Any]) -> Awaitable[Any]:
+        return self._runtime().run(operation)
 
     def _runtime(self) -> Runtime:
         self._check_open()
@@ -188,54 +188,53 @@ class Store(Verbs):
         if self._source.is_one_loop and len(self._runtimes):
             raise ConfigurationError(self._source.one_loop_remedy)
         engines = self._source.engines(patience=_patience(self._policy))
-        return Runtime(
-            engines, table_of(self._model), self._policy, self._bounds, self._codec.now, create=self._create
-        )
+        table = table_of(self._source.real(self._model))
+        return Runtime(engines, table, self._policy, self._bounds, self._codec.now, create=self._create)
 
 
 class _Source:
     """Where a store's connections come from."""
 
     def __init__(self, database: object) -> None:
-        self._url: URL | None = None
         self._engine: AsyncEngine | None = None
         self._sessions: async_sessionmaker[AsyncSession] | None = None
         if isinstance(database, str | URL):
             self._url, dialect = parse_url(database)
-            statements_for(dialect)
         else:
             self._engine, self._sessions = _borrowed(database)
             check_borrowed(self._engine)
-            statements_for(self._engine.dialect)
+            self._url, dialect = self._engine.url, self._engine.dialect
+        statements_for(dialect)
 
     @property
     def shown(self) -> str:
-        url = self._url if self._engine is None else self._engine.url
-        return repr(url.render_as_string(hide_password=True) if url is not None else None)
+        return repr(self._url.render_as_string(hide_password=True))
 
     @property
     def is_one_loop(self) -> bool:
         """Whether the connections belong to one event loop."""
-        return self._url is None or is_memory(self._url)
+        return self._engine is not None or is_memory(self._url)
 
     @property
     def one_loop_remedy(self) -> str:
-        if self._url is None:
+        if self._engine is not None:
             return (
                 "this store works on an engine that was lent to it, and such an engine belongs to one event loop: "
                 "make the store from a URL, or one store and one engine for each loop"
             )
-        return (
-            "an in-memory database lives in one connection of one event loop: "
-            "use a file, or one store for each loop"
-        )
+        return "an in-memory database lives in one connection of one event loop: use a file, or one store for each loop"
+
+    def real(self, model: type[Entries]) -> type[Entries]:
+        """Return the model of the table that a borrowed engine really means."""
+        table = table_of(model)
+        schema = table.schema if self._engine is None else translated(self._engine, table.schema)
+        return model_for(table.name, schema)
 
     def engines(self, *, patience: float) -> Engines:
         """Make the engines for the running event loop; no I/O."""
-        if self._url is not None:
-            return own_engines(self._url, patience=patience)
-        assert self._engine is not None
-        return beside(self._engine, self._sessions, patience=patience)
+        if self._engine is not None:
+            return beside(self._engine, self._sessions, patience=patience)
+        return own_engines(self._url, patience=patience)
 
 
 def _borrowed(database: object) -> tuple[AsyncEngine, async_sessionmaker[AsyncSession] | None]:
@@ -253,8 +252,7 @@ def _borrowed(database: object) -> tuple[AsyncEngine, async_sessionmaker[AsyncSe
 
 def _patience(policy: RetryPolicy) -> float:
     """Seconds that one statement waits for a lock: short enough that the policy can try again."""
-    total = policy.total if isinstance(policy.total, int | float) else policy.total.total_seconds()
-    return min(_LONGEST_PATIENCE, max(_SHORTEST_PATIENCE, total / 4))
+    return min(_LONGEST_PATIENCE, max(_SHORTEST_PATIENCE, policy.seconds / 4))
 
 
 def _checked_policy(retry: object) -> RetryPolicy:

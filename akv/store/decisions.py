@@ -62,9 +62,7 @@ def adding_up(codec: Codec, pair: Pair, now: datetime, delta: int, default: int,
     return step
 
 
-def updating(
-    codec: Codec, pair: Pair, now: datetime, function: Callable[[Any], Any], default: Any, end: datetime | None | Any
-) -> Step:
+def updating(codec: Codec, pair: Pair, now: datetime, function: Callable[[Any], Any], default: Any, end: Any) -> Step:
     """Put a function of the live value, or of the default; *end* is ENOVAL to keep the expiry."""
 
     def step(row: Row | None) -> Decision:

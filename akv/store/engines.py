@@ -10,7 +10,7 @@ its pool, so that handlers which hold all of the pool cannot starve it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import URL, Connection, Dialect, event, make_url
 from sqlalchemy.exc import ArgumentError, InvalidRequestError, NoSuchModuleError
@@ -111,10 +111,13 @@ def beside(engine: AsyncEngine, sessions: async_sessionmaker[AsyncSession] | Non
     if is_memory(engine.url):
         return Engines(engine.execution_options(isolation_level="AUTOCOMMIT"), sessions, ())
     lanes = _lanes(engine.url, patience, pool=engine.sync_engine.pool.recreate())
-    schema_map = engine.get_execution_options().get("schema_translate_map")
-    if schema_map:
-        lanes = lanes.execution_options(schema_translate_map=schema_map)
     return Engines(lanes, sessions, (lanes,))
+
+
+def translated(engine: AsyncEngine, schema: str | None) -> str | None:
+    """Return the schema that a borrowed engine means by a name: our statements are text, which nothing translates."""
+    mapped = engine.get_execution_options().get("schema_translate_map") or {}
+    return cast("str | None", mapped.get(schema, schema))
 
 
 def check_borrowed(engine: AsyncEngine) -> None:

@@ -1,5 +1,5 @@
 """
-What an exception of a driver means: did it pass, will it pass, is it known what happened?
+What an exception of a driver means: whether anything happened, and whether it may pass.
 """
 
 from __future__ import annotations
@@ -89,9 +89,7 @@ def _classify_driver(error: DBAPIError) -> Failure:
         return known
     if error.connection_invalidated or isinstance(error, InterfaceError):
         return Failure.CONNECTION_LOST
-    if isinstance(original, OSError | EOFError) or isinstance(
-        getattr(original, "__cause__", None), OSError | EOFError
-    ):
+    if isinstance(original, OSError | EOFError) or isinstance(getattr(original, "__cause__", None), OSError | EOFError):
         return Failure.CONNECTION_LOST
     return Failure.REFUSED
 

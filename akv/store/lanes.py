@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import copy
 from abc import abstractmethod
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -141,6 +140,7 @@ class Lane(Generic[Op]):
         return await self._transactor.run(
             work,
             repeatable=all(operation.repeatable for operation in operations),
+            is_short=all(operation.is_short for operation in operations),
             passes=self._passes if len(operations) > 1 else lambda _: False,
         )
 
@@ -206,7 +206,7 @@ class WriteLane(Lane[Operation[Any]]):
 
     def __init__(self, transactor: Transactor, sql: Statements, tasks: OwnedTasks) -> None:
         super().__init__(transactor, sql, tasks)
-        self._held: Counter[Pair] = Counter()
+        self._held: set[Pair] = set()
         self._whole_table = False
         self._slow = 0
 
@@ -215,33 +215,24 @@ class WriteLane(Lane[Operation[Any]]):
         return self._flying <= past and not self._whole_table
 
     def _take(self) -> list[Waiting[Operation[Any]]]:
-        batch: list[Waiting[Operation[Any]]] = []
+        batch = _Batch(self._held, self._sql.batch_writes)
         passed: list[Waiting[Operation[Any]]] = []
-        held = set(self._held)
-        bounds = _Bounds(self._sql.batch_writes)
         waiting = iter(self._waiting)
         for one in waiting:
             if one.is_gone:
                 continue
             if not isinstance(one.operation, Write):
-                if not (batch or passed or self._flying):
-                    batch.append(one)
-                else:
+                if passed or batch.calls or self._flying:
                     passed.append(one)
+                else:
+                    batch.calls.append(one)
                 break
-            if _joins(batch, one, held) and bounds.admit(one.operation):
-                batch.append(one)
-                if one.alone:
-                    break
-                if isinstance(one.operation, Delete):
-                    held.update(one.operation.touched)
-            else:
-                held.update(one.operation.touched)
+            if not batch.admit(one, one.operation):
                 passed.append(one)
-                if bounds.is_full:
-                    break
+            if batch.is_full:
+                break
         self._waiting = passed + list(waiting)
-        return batch
+        return batch.calls
 
     def _launch(self, batch: list[Waiting[Operation[Any]]]) -> None:
         self._whole_table = not isinstance(batch[0].operation, Write)
@@ -269,34 +260,39 @@ class WriteLane(Lane[Operation[Any]]):
 
     def _landed(self, batch: list[Waiting[Operation[Any]]]) -> None:
         self._whole_table = False
-        self._held -= Counter(_touched(batch))
+        self._held.difference_update(_touched(batch))
 
 
-class _Bounds:
-    """How much fits into one batch of writes."""
+class _Batch:
+    """Calls of one kind that may be sent together."""
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, held: set[Pair], rows: int) -> None:
+        self.calls: list[Waiting[Operation[Any]]] = []
+        self.is_full = False
+        self._held = set(held)
         self._rows = rows
         self._bytes = _BATCH_BYTES
-        self._is_empty = True
-        self.is_full = False
 
-    def admit(self, operation: Write) -> bool:
-        """Count an operation in, if it fits; the first always does."""
-        rows, size = len(operation.touched), operation.size
-        if not self._is_empty and (rows > self._rows or size > self._bytes):
-            self.is_full = True
-            return False
-        self._is_empty = False
-        self._rows -= rows
-        self._bytes -= size
-        return True
-
-
-def _joins(batch: list[Waiting[Any]], one: Waiting[Any], held: set[Pair]) -> bool:
-    if batch and (one.alone or type(one.operation) is not type(batch[0].operation)):
+    def admit(self, one: Waiting[Operation[Any]], operation: Write) -> bool:
+        """Take a call in, or hold back its rows from those behind it."""
+        if self._is_joined_by(one, operation):
+            self.calls.append(one)
+            self.is_full = one.alone
+            if isinstance(operation, Delete):
+                self._held.update(operation.touched)
+            return True
+        self._held.update(operation.touched)
         return False
-    return held.isdisjoint(one.operation.touched)
+
+    def _is_joined_by(self, one: Waiting[Operation[Any]], operation: Write) -> bool:
+        if not self._held.isdisjoint(operation.touched):
+            return False
+        if self.calls and (one.alone or type(operation) is not type(self.calls[0].operation)):
+            return False
+        self._rows -= len(operation.touched)
+        self._bytes -= operation.size
+        self.is_full = bool(self.calls) and (self._rows < 0 or self._bytes < 0)
+        return not self.is_full
 
 
 def _touched(batch: list[Waiting[Any]]) -> Iterator[Pair]:

@@ -20,6 +20,10 @@ Pair: TypeAlias = tuple[str, str]
 """A key and its tag: the identity of an entry."""
 
 
+FEW = 1000
+"""Rows that any database which is alive reads or writes in the time of a retry policy."""
+
+
 class Row(NamedTuple):
     """What is stored under a pair: undecoded, possibly dead."""
 
@@ -38,6 +42,9 @@ class Record(NamedTuple):
     tag: str
     value: bytes | None
     expire: datetime | None
+
+
+NOTHING = Row(None, None)
 
 
 class Effect(Enum):
@@ -62,7 +69,7 @@ class Decision:
 
     effect: Effect
     result: Any
-    row: Row = Row(None, None)
+    row: Row = NOTHING
 
     @classmethod
     def keep(cls, result: Any) -> Decision:
@@ -95,10 +102,16 @@ class Operation(Generic[T_co]):
 
     Attributes:
         repeatable: Whether running it once more, after it may have happened, gives what its caller asked for.
+        is_short: Whether it touches few rows, so that a database which takes long does not answer at all.
     """
 
     __slots__ = ()
     repeatable: ClassVar[bool] = True
+
+    @property
+    def is_short(self) -> bool:
+        """Sweeping operations take as long as the table is large."""
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,32 +120,41 @@ class Get(Operation[dict[Pair, Row]]):
 
     pairs: tuple[Pair, ...]
 
+    @property
+    def is_short(self) -> bool:
+        """By the number of rows."""
+        return len(self.pairs) <= FEW
 
-@dataclass(frozen=True, slots=True)
+
 class Write(Operation[Any]):
-    """Base of what changes rows that are known by their pairs."""
+    """
+    Base of what changes rows that are known by their pairs.
+
+    Attributes:
+        touched: The rows that the operation may change.
+    """
+
+    __slots__ = ()
+
+    touched: tuple[Pair, ...]
 
     @property
-    def touched(self) -> tuple[Pair, ...]:
-        """The rows that the operation may change."""
-        raise NotImplementedError
+    def is_short(self) -> bool:
+        """By the number of rows."""
+        return len(self.touched) <= FEW
 
     @property
     def size(self) -> int:
-        """Bytes that the operation sends, to bound a batch: estimated where only the step knows."""
+        """Bytes of the values that the operation sends, to bound a batch; 0 where only its step knows."""
         return 0
 
 
 @dataclass(frozen=True, slots=True)
 class Set(Write):
-    """Store rows, whatever was there."""
+    """Store rows, whatever was there: a record for each touched pair, in their order."""
 
+    touched: tuple[Pair, ...]
     records: tuple[Record, ...]
-
-    @property
-    def touched(self) -> tuple[Pair, ...]:
-        """The rows that are stored."""
-        return tuple((record.key, record.tag) for record in self.records)
 
     @property
     def size(self) -> int:
@@ -144,13 +166,8 @@ class Set(Write):
 class Delete(Write):
     """Delete rows; returns how many of them were live."""
 
-    pairs: tuple[Pair, ...]
+    touched: tuple[Pair, ...]
     now: datetime
-
-    @property
-    def touched(self) -> tuple[Pair, ...]:
-        """The rows that are deleted."""
-        return self.pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,21 +176,21 @@ class Modify(Write):
     Lock a row, decide about it, and write what was decided, in one transaction.
 
     Attributes:
-        pair: The row.
+        touched: The one row.
         step: The decision.
         reads_value: False: the step looks at the expiry alone, so that a large value need not travel.
         again: Whether the operation may run twice (see :class:`Operation`).
     """
 
-    pair: Pair
+    touched: tuple[Pair]
     step: Step = field(compare=False)
     reads_value: bool = True
     again: bool = False
 
     @property
-    def touched(self) -> tuple[Pair, ...]:
-        """The one row."""
-        return (self.pair,)
+    def pair(self) -> Pair:
+        """The row."""
+        return self.touched[0]
 
     @property
     def repeatable(self) -> bool:  # type: ignore[override]

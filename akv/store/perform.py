@@ -47,7 +47,9 @@ def needs_transaction(operations: Sequence[Operation[Any]], sql: Statements) -> 
     if isinstance(first, Set):
         return not sql.traits.exact_keys or sum(len(op.records) for op in operations if isinstance(op, Set)) > sql.chunk
     if isinstance(first, Delete):
-        return not sql.deletes_at_once or sum(len(op.pairs) for op in operations if isinstance(op, Delete)) > sql.chunk
+        return (
+            not sql.deletes_at_once or sum(len(op.touched) for op in operations if isinstance(op, Delete)) > sql.chunk
+        )
     return isinstance(first, Modify | DeleteWhere | Evict)
 
 
@@ -74,16 +76,16 @@ def _get(conn: Connection, sql: Statements, gets: Sequence[Get]) -> list[Any]:
 
 
 def _set(conn: Connection, sql: Statements, sets: Sequence[Set]) -> list[Any]:
-    last = {(record.key, record.tag): record for one in sets for record in one.records}
+    last = {pair: record for one in sets for pair, record in zip(one.touched, one.records, strict=True)}
     # In the order of the pairs, so that two processes never wait for each other's rows.
     sql.upsert(conn, [last[pair] for pair in sorted(last)])
     return [None] * len(sets)
 
 
 def _delete(conn: Connection, sql: Statements, deletes: Sequence[Delete]) -> list[Any]:
-    gone = sql.delete(conn, sorted({pair for one in deletes for pair in one.pairs}))
+    gone = sql.delete(conn, sorted({pair for one in deletes for pair in one.touched}))
     return [
-        sum(1 for pair in dict.fromkeys(one.pairs) if pair in gone and gone[pair].is_live(one.now)) for one in deletes
+        sum(1 for pair in dict.fromkeys(one.touched) if pair in gone and gone[pair].is_live(one.now)) for one in deletes
     ]
 
 
@@ -105,9 +107,7 @@ def _modify(conn: Connection, sql: Statements, modifies: Sequence[Modify]) -> li
     return outcomes
 
 
-def _locked(
-    conn: Connection, sql: Statements, modifies: Sequence[Modify]
-) -> tuple[dict[Pair, Row], set[Pair]]:
+def _locked(conn: Connection, sql: Statements, modifies: Sequence[Modify]) -> tuple[dict[Pair, Row], set[Pair]]:
     """Lock all rows, absent ones by a placeholder, and tell which placeholders that needed."""
     pairs = sorted({one.pair for one in modifies})
     values = any(one.reads_value for one in modifies)

@@ -61,6 +61,11 @@ class RetryPolicy:
         if not _is_finite_number(self.jitter) or not 0 <= self.jitter <= 1:
             raise ConfigurationError(f"retry jitter must be a number from 0 to 1, not {self.jitter!r}")
 
+    @property
+    def seconds(self) -> float:
+        """The total in seconds."""
+        return _seconds(self.total)
+
 
 class Exhausted(Exception):  # noqa: N818 -- never reaches a user
     """

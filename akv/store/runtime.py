@@ -5,8 +5,9 @@ The store on one event loop: its engines, its lanes, its tasks.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any
 
 from sqlalchemy import Table
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -18,24 +19,25 @@ from akv.store.operations import Count, Get, Operation, Page, Tags
 from akv.store.perform import perform
 from akv.store.retry import RetryPolicy
 from akv.store.schema import prepare
-from akv.store.statements import Statements, statements_for
+from akv.store.statements import Statements, direct_statements_for, statements_for
 from akv.store.sweep import Bounds, Sweeper
 from akv.store.transact import Transactor
 
 _PARALLEL_SCANS = 2
 
 
-class Now(Protocol):
-    """The application's time, naive UTC."""
-
-    def __call__(self) -> datetime: ...
-
-
 class Runtime:
     """Everything of a store that belongs to one event loop; made on it, and without I/O."""
 
     def __init__(
-        self, engines: Engines, table: Table, policy: RetryPolicy, bounds: Bounds, now: Now, *, create: bool
+        self,
+        engines: Engines,
+        table: Table,
+        policy: RetryPolicy,
+        bounds: Bounds,
+        now: Callable[[], datetime],
+        *,
+        create: bool,
     ) -> None:
         self._engines = engines
         self._table = table
@@ -50,7 +52,7 @@ class Runtime:
         self._calls = OwnedTasks()
         self._background = OwnedTasks()
 
-    async def run(self, operation: Operation[Any]) -> Any:
+    def run(self, operation: Operation[Any]) -> Awaitable[Any]:
         """
         Run one operation.
 
@@ -58,16 +60,19 @@ class Runtime:
             A cancelled caller leaves no trace: what is on its way goes on in a task of the store.
         """
         if self._lanes is None:
-            await self.ready()
-            return await self.run(operation)
+            return self._run_once_ready(operation)
         reads, writes = self._lanes
         if isinstance(operation, Get):
-            return await reads.submit(operation)
+            return reads.submit(operation)
         if isinstance(operation, Count | Page | Tags):
-            return await asyncio.shield(self._calls.spawn(self._scan(operation), name="akv scan"))
+            return asyncio.shield(self._calls.spawn(self._scan(operation), name="akv scan"))
         if self._sweeper.wrote(operation):
             self._background.spawn(self._sweeper.evict(), name="akv evict")
-        return await writes.submit(operation)
+        return writes.submit(operation)
+
+    async def _run_once_ready(self, operation: Operation[Any]) -> Any:
+        await self.ready()
+        return await self.run(operation)
 
     async def ready(self) -> Statements:
         """Prepare the table once; callers that come meanwhile wait for the same preparation."""
@@ -82,9 +87,12 @@ class Runtime:
         traits = await self._transactor.run(lambda conn: prepare(conn, table, create=create))
         # Only a connection knows whether the server is MariaDB or MySQL, so the statements come after it.
         dialect = self._engines.lanes.dialect
-        sql = statements_for(dialect)(table, dialect, traits)
-        self._lanes = ReadLane(self._transactor, sql, self._calls), WriteLane(self._transactor, sql, self._calls)
-        self._sql = sql
+        sql = self._sql = statements_for(dialect)(table, dialect, traits)
+        direct = direct_statements_for(dialect)(table, dialect, traits)
+        self._lanes = (
+            ReadLane(self._transactor, direct, self._calls),
+            WriteLane(self._transactor, direct, self._calls),
+        )
         if self._bounds.every is not None:
             self._background.spawn(self._sweeper.forever(), name="akv sweep")
         return sql

@@ -46,13 +46,7 @@ def prepare(conn: Connection, table: Table, *, create: bool) -> Traits:
 
 
 def _exists(conn: Connection, table: Table) -> bool:
-    return inspect(conn).has_table(table.name, schema=_schema(conn, table))
-
-
-def _schema(conn: Connection, table: Table) -> str | None:
-    """The schema that the connection really uses: inspection does not translate schema names."""
-    mapped = conn.get_execution_options().get("schema_translate_map") or {}
-    return mapped.get(table.schema, table.schema)
+    return inspect(conn).has_table(table.name, schema=table.schema)
 
 
 def _create(conn: Connection, table: Table) -> None:
@@ -65,7 +59,7 @@ def _create(conn: Connection, table: Table) -> None:
 
 
 def _check_columns(conn: Connection, table: Table) -> None:
-    found = {column["name"] for column in inspect(conn).get_columns(table.name, schema=_schema(conn, table))}
+    found = {column["name"] for column in inspect(conn).get_columns(table.name, schema=table.schema)}
     missing = sorted(_COLUMNS - found)
     if missing:
         raise ConfigurationError(
@@ -82,7 +76,7 @@ _MARIADB_COLUMNS = text(
 
 def _mariadb_traits(conn: Connection, table: Table) -> Traits:
     """Compare a table that kvalchemy may have made with what the contract needs."""
-    parameters = {"table": table.name, "schema": _schema(conn, table)}
+    parameters = {"table": table.name, "schema": table.schema}
     columns: dict[str, Any] = {row[0]: row for row in conn.execute(_MARIADB_COLUMNS, parameters)}
     exact = exact_collation(conn.dialect)
     traits = Traits(

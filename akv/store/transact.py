@@ -7,6 +7,7 @@ wrapped here, once.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -27,7 +28,7 @@ _WITHIN = (
 )
 
 
-class CommitInterrupted(Exception):
+class CommitInterrupted(Exception):  # noqa: N818 -- never reaches a user
     """COMMIT was sent, and its reply did not come; ``__cause__`` says how."""
 
 
@@ -43,6 +44,7 @@ class Transactor:
         work: Callable[[Connection], T],
         *,
         repeatable: bool = True,
+        is_short: bool = False,
         passes: Callable[[BaseException], bool] = lambda _: False,
     ) -> T:
         """
@@ -51,6 +53,8 @@ class Transactor:
         Args:
             work: Runs on one connection, in SQLAlchemy's greenlet; asked again at each attempt.
             repeatable: Whether the work may run again after a COMMIT whose outcome is unknown.
+            is_short: Whether a database that has not answered when the policy's total is over never will: a server
+                that hangs must not hang its callers, and deleting a million rows may take its time.
             passes: Failures for which the caller has a better remedy than trying again.
 
         Raises:
@@ -64,8 +68,14 @@ class Transactor:
                 return repeatable
             return classify(error) is not Failure.REFUSED and not passes(error)
 
+        until = asyncio.get_running_loop().time() + self._policy.seconds if is_short else None
+
+        async def attempt() -> T:
+            async with asyncio.timeout_at(until):
+                return await self._attempt(work)
+
         try:
-            return await run(self._policy, lambda: self._attempt(work), transient)
+            return await run(self._policy, attempt, transient)
         except Exhausted as exhausted:
             raise _unavailable(exhausted) from _driver_error(exhausted.__cause__)
         except CommitInterrupted as lost:
@@ -108,7 +118,7 @@ def in_transaction(conn: Connection, begin: str, work: Callable[[Connection], T]
         conn.exec_driver_sql("COMMIT")
     except BaseException as error:
         _undo(conn)
-        if isinstance(error, Exception) and classify(error) is Failure.CONNECTION_LOST:
+        if isinstance(error, asyncio.CancelledError) or classify(error) is Failure.CONNECTION_LOST:
             raise CommitInterrupted from error
         raise
     return result

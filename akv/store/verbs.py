@@ -8,7 +8,7 @@ transaction, is the subclass's business.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from datetime import datetime
 from inspect import iscoroutinefunction
 from typing import Any, TypeVar
@@ -52,7 +52,7 @@ class Verbs(ABC):
         self._codec = codec
 
     @abstractmethod
-    async def _run(self, operation: Operation[Any]) -> Any:
+    def _run(self, operation: Operation[Any]) -> Awaitable[Any]:
         """Run one operation: the only way from a verb to the database."""
 
     # One entry
@@ -89,13 +89,13 @@ class Verbs(ABC):
         """
         pair = self._codec.pair(key, tag)
         now = self._codec.now()
-        renewed = to_expire(renew_for, now)
+        renewed = None if renew_for is None else to_expire(renew_for, now)
         if getattr(key, "shared", True) is False:
             row = None
         elif renewed is None:
             row = (await self._run(Get((pair,)))).get(pair)
         else:
-            row = await self._run(Modify(pair, renewing(now, renewed), again=True))
+            row = await self._run(Modify((pair,), renewing(now, renewed), again=True))
         if row is None or not row.is_live(now):
             found, end = value_or_missing(pair, default), None
         else:
@@ -122,7 +122,7 @@ class Verbs(ABC):
         pair = self._codec.pair(key, tag)
         record = self._codec.record(pair, value, self._end(expire))
         if getattr(key, "shared", True) is not False:
-            await self._run(Set((record,)))
+            await self._run(Set((pair,), (record,)))
 
     async def delete(self, key: str, tag: str | Default = DEFAULT) -> bool:
         """
@@ -150,7 +150,7 @@ class Verbs(ABC):
             One transaction: of any number of concurrent pops, among processes too, one gets the value.
         """
         pair = self._codec.pair(key, tag)
-        found = await self._run(Modify(pair, popping(self._codec, pair, self._codec.now())))
+        found = await self._run(Modify((pair,), popping(self._codec, pair, self._codec.now())))
         return value_or_missing(pair, default) if found is ENOVAL else found
 
     async def add(self, key: str, value: Any, tag: str | Default = DEFAULT, expire: Expire = None) -> bool:
@@ -168,7 +168,7 @@ class Verbs(ABC):
         """
         pair, now = self._codec.pair(key, tag), self._codec.now()
         data, end = self._codec.encode(pair, value), to_expire(expire, now)
-        return bool(await self._run(Modify(pair, adding(data, end, now), reads_value=False)))
+        return bool(await self._run(Modify((pair,), adding(data, end, now), reads_value=False)))
 
     async def incr(
         self, key: str, delta: int = 1, *, default: int = 0, tag: str | Default = DEFAULT, expire: Expire = None
@@ -194,7 +194,7 @@ class Verbs(ABC):
         _check_int("delta", delta)
         _check_int("default", default)
         step = adding_up(self._codec, pair, now, delta, default, to_expire(expire, now))
-        result: int = await self._run(Modify(pair, step))
+        result: int = await self._run(Modify((pair,), step))
         return result
 
     async def update(
@@ -227,7 +227,7 @@ class Verbs(ABC):
         pair, now = self._codec.pair(key, tag), self._codec.now()
         _check_function(function)
         end = ENOVAL if isinstance(expire, NoValue) else to_expire(expire, now)
-        result: T = await self._run(Modify(pair, updating(self._codec, pair, now, function, default, end)))
+        result: T = await self._run(Modify((pair,), updating(self._codec, pair, now, function, default, end)))
         return result
 
     async def touch(self, key: str, expire: Expire, tag: str | Default = DEFAULT) -> bool:
@@ -244,7 +244,7 @@ class Verbs(ABC):
         """
         pair, now = self._codec.pair(key, tag), self._codec.now()
         step = touching(now, to_expire(expire, now))
-        return bool(await self._run(Modify(pair, step, reads_value=False, again=True)))
+        return bool(await self._run(Modify((pair,), step, reads_value=False, again=True)))
 
     # Many entries
 
@@ -279,9 +279,10 @@ class Verbs(ABC):
         if not isinstance(mapping, Mapping):
             raise InvalidArgumentError(f"set_many takes a mapping of keys to values, not {type(mapping).__name__}")
         end = self._end(expire)
-        records = tuple(self._codec.record(self._codec.pair(key, tag), value, end) for key, value in mapping.items())
+        values = {self._codec.pair(key, tag): value for key, value in mapping.items()}
+        records = tuple(self._codec.record(pair, value, end) for pair, value in values.items())
         if records:
-            await self._run(Set(records))
+            await self._run(Set(tuple(values), records))
 
     async def delete_many(self, keys: Iterable[str], tag: str | Default = DEFAULT) -> int:
         """

@@ -80,7 +80,8 @@ def _refuse_autocommit(conn: Connection) -> None:
 
     SQLite is left out: there the driver's autocommit is how a transaction is begun by hand.
     """
-    if conn.dialect.name != "sqlite" and conn.dialect.detect_autocommit_setting(conn.connection.dbapi_connection):
+    driver = conn.connection.dbapi_connection
+    if conn.dialect.name != "sqlite" and driver is not None and conn.dialect.detect_autocommit_setting(driver):
         raise ConfigurationError(
             "within works inside a transaction, and this connection is in AUTOCOMMIT: "
             "begin one on a connection without isolation_level='AUTOCOMMIT', or use the store itself"

@@ -137,8 +137,7 @@ class Statements:
     def read(self, conn: Connection, pairs: Sequence[Pair]) -> dict[Pair, Row]:
         """Read rows, dead ones included; absent pairs are left out."""
         if len(pairs) == 1 and self.traits.exact_keys:
-            key, tag = pairs[0]
-            return by_pair(conn.execute(self._one, {"key": key, "tag": tag}))
+            return self.read_one(conn, pairs[0])
         found: dict[Pair, Row] = {}
         for part in chunked(pairs, self.chunk):
             found.update(self.read_many(conn, part))
@@ -169,6 +168,10 @@ class Statements:
         self._check([Record(key, tag, None, expire) for (key, tag), expire in expiries])
         rows = [{"key": key, "tag": tag, "expire": expire} for (key, tag), expire in expiries]
         conn.execute(self._renew, rows if len(rows) > 1 else rows[0])
+
+    def read_one(self, conn: Connection, pair: Pair) -> dict[Pair, Row]:
+        """Read one row, without the machinery for many."""
+        return by_pair(conn.execute(self._one, {"key": pair[0], "tag": pair[1]}))
 
     def read_many(self, conn: Connection, pairs: Sequence[Pair]) -> dict[Pair, Row]:
         """Read at most one chunk of rows."""
@@ -214,7 +217,8 @@ class Statements:
 
     def _refuse(self, key: str, tag: str, what: str) -> None:
         raise ConfigurationError(
-            f"table {self.name} cannot hold {what}, needed for key {key!r}, tag {tag!r}: run {self.traits.remedy}"
+            f"table {self.name} cannot hold {what}, needed for key {key!r}, tag {tag!r}: "
+            f"run {self.traits.remedy}, and open the store anew"
         )
 
     # By filter: scans, counts and sweeps.
@@ -226,18 +230,14 @@ class Statements:
     def _matches(self, where: Filter) -> list[ColumnElement[bool]]:
         conditions: list[ColumnElement[bool]] = []
         if where.tag is not None:
-            conditions.append(self.exactly(self.table.c.tag, where.tag))
+            conditions.append(self.exact(self.table.c.tag) == where.tag)
         if where.prefix:
-            conditions += self.starts_with(where.prefix)
+            conditions += key_range(self.exact(self.table.c.key), where.prefix)
         return conditions
 
-    def exactly(self, column: ColumnElement[str], wanted: str) -> ColumnElement[bool]:
-        """Compare a column code point by code point."""
-        return column == wanted
-
-    def starts_with(self, prefix: str) -> list[ColumnElement[bool]]:
-        """Select keys by a literal prefix, as a range of code points."""
-        return key_range(self.table.c.key, prefix)
+    def exact(self, column: ColumnElement[str]) -> ColumnElement[str]:
+        """A column of text as it compares and sorts code point by code point, whoever made the table."""
+        return column
 
     def delete_where(self, conn: Connection, where: Filter, now: datetime) -> int:
         """Delete all rows that match and return how many of them were live; two statements."""
@@ -254,15 +254,16 @@ class Statements:
     def page(self, conn: Connection, where: Filter, now: datetime, after: Pair | None, limit: int) -> list[Record]:
         """Read live rows behind *after* in the order of key, then tag."""
         c = self.table.c
+        key, tag = self.exact(c.key), self.exact(c.tag)
         rows = select(c.key, c.tag, c.value, c.expire).where(self._live(now), *self._matches(where))
         if after is not None:
             # This form lets every planner start at the key; a row comparison stops MariaDB from using the index.
-            rows = rows.where(c.key >= after[0], or_(c.key > after[0], c.tag > after[1]))
-        return [Record(*row) for row in conn.execute(rows.order_by(c.key, c.tag).limit(limit))]
+            rows = rows.where(key >= after[0], or_(key > after[0], tag > after[1]))
+        return [Record(*row) for row in conn.execute(rows.order_by(key, tag).limit(limit))]
 
     def tags(self, conn: Connection, where: Filter, now: datetime, after: str | None, limit: int) -> list[str]:
         """Read distinct tags of live rows behind *after*, in order."""
-        tag = self.table.c.tag
+        tag = self.exact(self.table.c.tag)
         found = select(tag).distinct().where(self._live(now), *self._matches(where))
         if after is not None:
             found = found.where(tag > after)

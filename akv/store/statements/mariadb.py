@@ -7,13 +7,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from sqlalchemy import ColumnElement, Connection, Dialect, Table, collate, func, text
 
 from akv.store.models import exact_collation
 from akv.store.operations import Pair, Record, Row
-from akv.store.statements.base import DEAD, Statements, Traits, by_pair, key_range
+from akv.store.statements.base import DEAD, Statements, Traits, by_pair
 
 
 class MariaDBStatements(Statements):
@@ -53,20 +53,26 @@ class MariaDBStatements(Statements):
     def upsert_many(self, conn: Connection, records: Sequence[Record]) -> None:
         """Store at most one chunk of rows in one statement."""
         sql = self._insert + placeholders("(%s,%s,%s,%s)", len(records)) + self._replace
-        conn.exec_driver_sql(sql, tuple(part for record in records for part in record))
-        if not self.traits.exact_keys:
-            self._refuse_folded(conn, [(record.key, record.tag) for record in records])
+        parameters = tuple(part for record in records for part in record)
+        if self.traits.exact_keys:
+            conn.exec_driver_sql(sql, parameters)
+        else:
+            self._upsert_unfolded(conn, sql, parameters, [(record.key, record.tag) for record in records])
 
-    def _refuse_folded(self, conn: Connection, pairs: Sequence[Pair]) -> None:
-        """A folding table took one key for another: raise before that is committed."""
-        missing = set(pairs) - self.read_many(conn, pairs).keys()
-        for key, tag in missing:
-            self._refuse(key, tag, "two keys that its collation takes for one")
+    def _upsert_unfolded(self, conn: Connection, sql: str, parameters: Any, pairs: Sequence[Pair]) -> None:
+        """Take back what a folding table wrote to another key, so that not even the caller's transaction keeps it."""
+        conn.exec_driver_sql("SAVEPOINT akv_upsert")
+        conn.exec_driver_sql(sql, parameters)
+        folded = set(pairs) - self.read_many(conn, pairs).keys()
+        if folded:
+            conn.exec_driver_sql("ROLLBACK TO SAVEPOINT akv_upsert")
+            self._refuse(*min(folded), "two keys that its collation takes for one")
+        conn.exec_driver_sql("RELEASE SAVEPOINT akv_upsert")
 
     def delete_many(self, conn: Connection, pairs: Sequence[Pair]) -> Iterable[Any]:
         """Delete at most one chunk of rows and return them, NULL in the place of the value."""
         if not self.traits.exact_keys:
-            pairs = sorted(self.read_many(conn, pairs))
+            pairs = sorted(self.lock_many(conn, pairs, values=False))
         if not pairs:
             return []
         wanted = self._in + "(" + placeholders("(%s,%s)", len(pairs)) + ")"
@@ -94,20 +100,12 @@ class MariaDBStatements(Statements):
         rows = [(key, tag, None, DEAD) for key, tag in pairs]
         sql = self._insert + placeholders("(%s,%s,%s,%s)", len(rows)) + self._keep
         conn.exec_driver_sql(sql, tuple(part for row in rows for part in row))
-        if not self.traits.exact_keys:
-            self._refuse_folded(conn, pairs)
         return self.lock_many(conn, pairs, values=values)
 
-    def exactly(self, column: ColumnElement[str], wanted: str) -> ColumnElement[bool]:
-        """Compare a column code point by code point, whatever its collation."""
-        return column == wanted if self.traits.exact_keys else self._exact(column) == wanted
-
-    def starts_with(self, prefix: str) -> list[ColumnElement[bool]]:
-        """Select keys by a literal prefix."""
-        key = self.table.c.key
-        return key_range(key if self.traits.exact_keys else self._exact(key), prefix)
-
-    def _exact(self, column: ColumnElement[str]) -> ColumnElement[str]:
+    def exact(self, column: ColumnElement[str]) -> ColumnElement[str]:
+        """A column in the order of code points; a table that akv did not make must be told so, and sorts."""
+        if self.traits.exact_keys:
+            return column
         return collate(func.convert(column.op("USING")(text("utf8mb4"))), self._collation)
 
     def some(self, condition: str) -> str:

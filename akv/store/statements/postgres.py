@@ -5,12 +5,12 @@ PostgreSQL: arrays as parameters, so that one SQL text serves batches of every s
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from sqlalchemy import ColumnElement, Connection, Dialect, Table, collate
 
 from akv.store.operations import Pair, Record, Row
-from akv.store.statements.base import Statements, Traits, by_pair, key_range
+from akv.store.statements.base import Statements, Traits, by_pair
 
 _PAIRS = "unnest(CAST(:keys AS text[]), CAST(:tags AS text[])) WITH ORDINALITY AS u(k, t, i)"
 _RECORDS = (
@@ -65,9 +65,7 @@ class PostgresStatements(Statements):
 
     def upsert_many(self, conn: Connection, records: Sequence[Record]) -> None:
         """Store at most one chunk of rows in one statement."""
-        keys, tags, vals, ends = zip(*records, strict=True)
-        parameters = {"keys": list(keys), "tags": list(tags), "vals": list(vals), "ends": list(ends)}
-        conn.execute(self._upsert, parameters)
+        conn.execute(self._upsert, record_arrays(records))
 
     def delete_many(self, conn: Connection, pairs: Sequence[Pair]) -> Iterable[Any]:
         """Delete at most one chunk of rows and return them, NULL in the place of the value."""
@@ -81,9 +79,9 @@ class PostgresStatements(Statements):
         """Insert placeholders; the row of whoever was quicker is locked and returned."""
         return by_pair(conn.execute(self._reserve, arrays(pairs)))
 
-    def starts_with(self, prefix: str) -> list[ColumnElement[bool]]:
-        """Select keys by a literal prefix, whatever the collation of a table that akv did not make."""
-        return key_range(collate(self.table.c.key, "C"), prefix)
+    def exact(self, column: ColumnElement[str]) -> ColumnElement[str]:
+        """A column in the order of code points, which is that of its index where akv made the table."""
+        return collate(column, "C")
 
     def some(self, condition: str) -> str:
         """A DELETE of at most :limit rows that meet a condition, the earliest expiry first, except what is locked."""
@@ -96,3 +94,9 @@ class PostgresStatements(Statements):
 def arrays(pairs: Sequence[Pair]) -> dict[str, list[str]]:
     """Turn pairs into two array parameters."""
     return {"keys": [key for key, _ in pairs], "tags": [tag for _, tag in pairs]}
+
+
+def record_arrays(records: Sequence[Record]) -> dict[str, list[Any]]:
+    """Turn records into four array parameters."""
+    keys, tags, values, ends = zip(*records, strict=True)
+    return {"keys": list(keys), "tags": list(tags), "vals": list(values), "ends": list(ends)}

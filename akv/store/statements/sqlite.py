@@ -6,9 +6,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from datetime import datetime
 from functools import cache
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from sqlalchemy import Connection, Dialect, Table
 
@@ -50,10 +49,8 @@ class SQLiteStatements(Statements):
 
     def upsert_many(self, conn: Connection, records: Sequence[Record]) -> None:
         """Store at most one chunk of rows in one statement."""
-        values = [
-            part for key, tag, value, expire in records for part in (key, tag, value, stored_datetime(expire))
-        ]
-        conn.exec_driver_sql(self._insert + placeholders(len(records)) + self._replace, tuple(values))
+        sql = self._insert + placeholders(len(records)) + self._replace
+        conn.exec_driver_sql(sql, tuple(stored_values(records)))
 
     def delete_many(self, conn: Connection, pairs: Sequence[Pair]) -> Iterable[Any]:
         """Delete at most one chunk of rows and return them, NULL in the place of the value."""
@@ -88,9 +85,12 @@ def as_json(pairs: Sequence[Pair]) -> dict[str, str]:
     return {"pairs": json.dumps(pairs, ensure_ascii=False)}
 
 
-def stored_datetime(expire: datetime | None) -> str | None:
-    """Write an expiry as SQLAlchemy's DateTime stores it on SQLite."""
-    return None if expire is None else expire.isoformat(" ", "microseconds")
+def stored_values(records: Sequence[Record]) -> list[Any]:
+    """Lay out records as parameters, expiries as SQLAlchemy's DateTime stores them on SQLite."""
+    values: list[Any] = []
+    for key, tag, value, end in records:
+        values += (key, tag, value, None if end is None else end.isoformat(" ", "microseconds"))
+    return values
 
 
 @cache
