@@ -1,0 +1,1 @@
+"""Tests of akv: one folder per room, one contract suite for every backend, real servers throughout."""
