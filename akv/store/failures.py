@@ -7,7 +7,7 @@ from __future__ import annotations
 import sqlite3
 from enum import Enum, auto
 
-from sqlalchemy.exc import DBAPIError, InterfaceError, PendingRollbackError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, PendingRollbackError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 
@@ -30,6 +30,7 @@ _SQLSTATE_ROLLED_BACK = {
     "53300",  # too many connections
 }
 _SQLSTATE_LOST = ("08", "57P")  # connection exceptions; the server stops, starts or killed the backend
+_LIBPQ_PASSING = ("starting up", "shutting down", "recovery", "too many clients", "terminating connection", "reserved")
 _MYSQL_ROLLED_BACK = {
     1205,  # lock wait timeout
     1213,  # deadlock

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import copy
 from abc import abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -67,7 +66,7 @@ class Lane(Generic[Op]):
         self._loop = asyncio.get_running_loop()
         self._waiting: list[Waiting[Op]] = []
         self._flying = 0
-        self._woken = False
+        self._boarding = False
 
     def submit(self, operation: Op) -> asyncio.Future[Any]:
         """
@@ -82,24 +81,31 @@ class Lane(Generic[Op]):
         return future
 
     def _wake(self) -> None:
-        """Start the next batch in the loop's next turn, behind the wake-ups of the last one."""
-        if self._waiting and not self._woken:
-            self._woken = True
-            self._loop.call_soon(self._start)
+        """
+        Let the next batch leave in the loop's next turn.
 
-    def _start(self) -> None:
-        self._woken = False
-        while self._has_room():
-            batch = self._take()
-            if not batch:
-                return
-            self._launch(batch)
+        What is called until then joins it. After a batch has landed, that turn comes behind the wake-ups of its
+        callers, so that what they call next is on board.
+        """
+        if self._waiting and not self._boarding and self._has_room():
+            self._boarding = True
+            self._flying += 1
+            self._tasks.spawn(self._fly(), name="akv batch")
 
-    def _launch(self, batch: list[Waiting[Op]]) -> None:
-        self._flying += 1
-        self._tasks.spawn(self._fly(batch), name=f"akv {type(batch[0].operation).__name__.lower()}")
+    async def _fly(self) -> None:
+        self._boarding = False
+        batch = self._take()
+        self._wake()
+        try:
+            if batch:
+                await self._carry(batch)
+        finally:
+            self._flying -= 1
+            if batch:
+                self._wake()
 
-    async def _fly(self, batch: list[Waiting[Op]]) -> None:
+    async def _carry(self, batch: list[Waiting[Op]]) -> None:
+        """Send a batch, and hand the outcomes to its callers."""
         try:
             outcomes = await self._send([one.operation for one in batch])
         except Exception as error:
@@ -111,10 +117,6 @@ class Lane(Generic[Op]):
         else:
             for one, outcome in zip(batch, outcomes, strict=True):
                 one.resolve(outcome)
-        finally:
-            self._flying -= 1
-            self._landed(batch)
-            self._wake()
 
     def _fail(self, batch: list[Waiting[Op]], error: Exception) -> None:
         """Run the calls of a failed batch alone, so that only the guilty one raises."""
@@ -147,9 +149,6 @@ class Lane(Generic[Op]):
     def _passes(self, error: BaseException) -> bool:
         """A batch that meets a lock is split rather than tried again: one blocked row must not block the others."""
         return False
-
-    def _landed(self, batch: list[Waiting[Op]]) -> None:
-        """Forget what a batch in flight held."""
 
     @abstractmethod
     def _has_room(self) -> bool:
@@ -222,7 +221,7 @@ class WriteLane(Lane[Operation[Any]]):
             if one.is_gone:
                 continue
             if not isinstance(one.operation, Write):
-                if passed or batch.calls or self._flying:
+                if passed or batch.calls or self._flying > 1:
                     passed.append(one)
                 else:
                     batch.calls.append(one)
@@ -234,12 +233,10 @@ class WriteLane(Lane[Operation[Any]]):
         self._waiting = passed + list(waiting)
         return batch.calls
 
-    def _launch(self, batch: list[Waiting[Operation[Any]]]) -> None:
-        self._whole_table = not isinstance(batch[0].operation, Write)
-        self._held.update(_touched(batch))
-        super()._launch(batch)
-
-    async def _fly(self, batch: list[Waiting[Operation[Any]]]) -> None:
+    async def _carry(self, batch: list[Waiting[Operation[Any]]]) -> None:
+        touched = [pair for one in batch if isinstance(one.operation, Write) for pair in one.operation.touched]
+        self._held.update(touched)
+        self._whole_table = not touched
         is_slow = False
 
         def let_others_pass() -> None:
@@ -250,17 +247,15 @@ class WriteLane(Lane[Operation[Any]]):
 
         timer = self._loop.call_later(SLOW, let_others_pass)
         try:
-            await super()._fly(batch)
+            await super()._carry(batch)
         finally:
             timer.cancel()
             self._slow -= is_slow
+            self._held.difference_update(touched)
+            self._whole_table = False
 
     def _passes(self, error: BaseException) -> bool:
         return self._sql.locks_rows and is_busy(error)
-
-    def _landed(self, batch: list[Waiting[Operation[Any]]]) -> None:
-        self._whole_table = False
-        self._held.difference_update(_touched(batch))
 
 
 class _Batch:
@@ -293,12 +288,6 @@ class _Batch:
         self._bytes -= operation.size
         self.is_full = bool(self.calls) and (self._rows < 0 or self._bytes < 0)
         return not self.is_full
-
-
-def _touched(batch: list[Waiting[Any]]) -> Iterator[Pair]:
-    for one in batch:
-        if isinstance(one.operation, Write):
-            yield from one.operation.touched
 
 
 def own_copy(error: Exception) -> Exception:

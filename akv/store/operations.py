@@ -180,12 +180,19 @@ class Modify(Write):
         step: The decision.
         reads_value: False: the step looks at the expiry alone, so that a large value need not travel.
         again: Whether the operation may run twice (see :class:`Operation`).
+        sent: Bytes of the value, where they are known before the decision.
     """
 
     touched: tuple[Pair]
     step: Step = field(compare=False)
     reads_value: bool = True
     again: bool = False
+    sent: int = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes of the value, as far as they are known."""
+        return self.sent
 
     @property
     def pair(self) -> Pair:
@@ -221,8 +228,25 @@ class Purge(Operation[int]):
     limit: int
 
 
+class Evicted(NamedTuple):
+    """
+    What an eviction saw and did.
+
+    Attributes:
+        gone: Rows that were deleted.
+        entries: Rows that there were before.
+        size: Their bytes, estimated; 0 where no bound asks for them.
+        is_over: Whether the table is still over its bounds, because the limit was reached.
+    """
+
+    gone: int
+    entries: int
+    size: int
+    is_over: bool
+
+
 @dataclass(frozen=True, slots=True)
-class Evict(Operation[int]):
+class Evict(Operation[Evicted]):
     """
     Delete rows until the table is within its bounds, at most *limit* of them.
 

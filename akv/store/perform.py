@@ -16,6 +16,7 @@ from akv.store.operations import (
     DeleteWhere,
     Effect,
     Evict,
+    Evicted,
     Get,
     Modify,
     Operation,
@@ -30,6 +31,9 @@ from akv.store.operations import (
 from akv.store.statements import Statements
 
 T = TypeVar("T")
+
+_SPARE = 64
+"""Entries that an eviction by bytes looks at beyond its estimate."""
 
 
 class Failed:
@@ -50,7 +54,7 @@ def needs_transaction(operations: Sequence[Operation[Any]], sql: Statements) -> 
         return (
             not sql.deletes_at_once or sum(len(op.touched) for op in operations if isinstance(op, Delete)) > sql.chunk
         )
-    return isinstance(first, Modify | DeleteWhere | Evict)
+    return isinstance(first, Modify | DeleteWhere | Purge | Evict)
 
 
 def perform(conn: Connection, sql: Statements, operations: Sequence[Operation[Any]]) -> list[Any]:
@@ -159,15 +163,22 @@ def _one_by_one(run: Callable[[Connection, Statements, Any], Any]) -> Callable[.
     return several
 
 
-def _evict(conn: Connection, sql: Statements, evict: Evict) -> int:
-    entries, size = sql.usage(conn)
-    surplus = 0
-    if evict.max_entries is not None:
-        surplus = entries - evict.max_entries
-    if evict.max_bytes is not None and size > evict.max_bytes:
-        # By the average entry: rows may be as different as they like, the next round corrects what is left.
-        surplus = max(surplus, -(-(size - evict.max_bytes) * entries // size))
-    return sql.evict(conn, min(surplus, evict.limit)) if surplus > 0 else 0
+def _evict(conn: Connection, sql: Statements, evict: Evict) -> Evicted:
+    entries, size = sql.usage(conn, sizes=evict.max_bytes is not None)
+    rows = 0 if evict.max_entries is None else max(0, entries - evict.max_entries)
+    excess = 0 if evict.max_bytes is None else max(0, size - evict.max_bytes)
+    if not rows and not excess:
+        return Evicted(0, entries, size, is_over=False)
+    # Twice what the average entry asks for: what is as different as that is met by the next eviction.
+    looked_at = min(evict.limit, max(rows, _SPARE + 2 * excess * entries // max(size, 1)))
+    gone: list[Pair] = []
+    for pair, weight in sql.soonest(conn, looked_at):
+        if len(gone) >= rows and excess <= 0:
+            break
+        gone.append(pair)
+        excess -= weight
+    sql.delete(conn, sorted(gone))
+    return Evicted(len(gone), entries, size, is_over=len(gone) == looked_at)
 
 
 _BY_KIND: dict[type, Callable[..., list[Any]]] = {

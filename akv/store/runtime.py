@@ -66,9 +66,11 @@ class Runtime:
             return reads.submit(operation)
         if isinstance(operation, Count | Page | Tags):
             return asyncio.shield(self._calls.spawn(self._scan(operation), name="akv scan"))
+        future = writes.submit(operation)
         if self._sweeper.wrote(operation):
-            self._background.spawn(self._sweeper.evict(), name="akv evict")
-        return writes.submit(operation)
+            # Submitted here, so that no write of another task gets before it.
+            self._background.spawn(self._sweeper.evict(writes.submit(self._sweeper.eviction())), name="akv evict")
+        return future
 
     async def _run_once_ready(self, operation: Operation[Any]) -> Any:
         await self.ready()

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from akv.errors import StoreError
-from akv.store.operations import Evict, Modify, Operation, Purge, Set
+from akv.store.operations import Evict, Evicted, Modify, Operation, Purge, Set
 
 log = logging.getLogger("akv")
 
@@ -20,6 +20,8 @@ PURGE_BATCH = 500
 _EVICT_BATCH = 5000
 _SLACK = 0.04
 """Part of a bound that may be written between two looks at the table."""
+_SMALL = 64
+"""Bytes of an entry, where nothing is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,29 +56,34 @@ class Sweeper:
         self._now = now
         self._rows = 0
         self._bytes = 0
+        self._typical = _SMALL
         self._has_looked = False
 
     async def forever(self) -> None:
-        """Delete dead rows again and again until cancelled; a failing database is left alone until the next turn."""
+        """Delete dead and surplus rows until cancelled; a failing database is left alone until the next turn."""
         while True:
             await asyncio.sleep(self._bounds.every or 0)
             try:
-                await self._drain(lambda: Purge(self._now(), PURGE_BATCH))
+                while await self._run(Purge(self._now(), PURGE_BATCH)):
+                    pass
             except StoreError as error:
                 log.warning("sweeping failed, and is tried again at the next turn: %s", error)
+            else:
+                if self._bounds.evicts:
+                    await self.evict(self._run(self.eviction()))
 
     def wrote(self, operation: Operation[Any]) -> bool:
         """
         Count what a call writes.
 
         Returns:
-            Whether :meth:`evict` is due: so much was written since the last look at the table that it may have
+            Whether an eviction is due: so much was written since the last look at the table that it may have
             grown over its bounds, or nobody has looked yet.
         """
         if not self._bounds.evicts or not isinstance(operation, Set | Modify):
             return False
         self._rows += len(operation.touched)
-        self._bytes += operation.size
+        self._bytes += self._weight(operation)
         most, size = self._bounds.max_entries, self._bounds.max_bytes
         is_due = (
             not self._has_looked
@@ -88,16 +95,25 @@ class Sweeper:
             self._rows = self._bytes = 0
         return is_due
 
-    async def evict(self) -> None:
-        """Delete surplus rows; writes that are called meanwhile wait their turn behind it."""
+    def _weight(self, operation: Set | Modify) -> int:
+        """Estimate the bytes of what a call writes: where only its step knows, by the entries that there are."""
+        if isinstance(operation, Modify) and not operation.size:
+            return self._typical
+        return operation.size + sum(len(key) + len(tag) for key, tag in operation.touched)
+
+    def eviction(self) -> Evict:
+        """Make the operation that deletes surplus rows; writes that are called meanwhile wait behind it."""
         most, size = self._bounds.max_entries, self._bounds.max_bytes
-        limit = max(_EVICT_BATCH, int(2 * _SLACK * (most or 0)))
+        return Evict(most, size, max(_EVICT_BATCH, int(2 * _SLACK * (most or 0))))
+
+    async def evict(self, first: Awaitable[Evicted]) -> None:
+        """Wait for an eviction, and follow it with others while it leaves the table over its bounds."""
         try:
-            await self._drain(lambda: Evict(most, size, limit))
+            found = await first
+            while found.is_over:
+                found = await self._run(self.eviction())
         except StoreError as error:
             log.warning("evicting failed, and is tried again after the next writes: %s", error)
             self._has_looked = False
-
-    async def _drain(self, operation: Callable[[], Operation[Any]]) -> None:
-        while await self._run(operation()):
-            pass
+        else:
+            self._typical = max(_SMALL, found.size // max(found.entries, 1))

@@ -38,6 +38,8 @@ class Transactor:
     def __init__(self, engine: AsyncEngine, policy: RetryPolicy) -> None:
         self._engine = engine
         self._policy = policy
+        self._idle: list[AsyncSession] = []
+        """Sessions between two attempts: a closed one is as good as new, and making one costs as much as a query."""
 
     async def run(
         self,
@@ -87,7 +89,7 @@ class Transactor:
             raise refusal(error) from error
 
     async def _attempt(self, work: Callable[[Connection], T]) -> T:
-        session = AsyncSession(self._engine)
+        session = self._idle.pop() if self._idle else AsyncSession(self._engine)
 
         def body(sync: Session) -> T:
             try:
@@ -95,7 +97,9 @@ class Transactor:
             finally:
                 sync.close()
 
-        return await session.run_sync(body)
+        result = await session.run_sync(body)
+        self._idle.append(session)
+        return result
 
 
 def in_transaction(conn: Connection, begin: str, work: Callable[[Connection], T]) -> T:

@@ -168,7 +168,7 @@ class Verbs(ABC):
         """
         pair, now = self._codec.pair(key, tag), self._codec.now()
         data, end = self._codec.encode(pair, value), to_expire(expire, now)
-        return bool(await self._run(Modify((pair,), adding(data, end, now), reads_value=False)))
+        return bool(await self._run(Modify((pair,), adding(data, end, now), reads_value=False, sent=len(data or b""))))
 
     async def incr(
         self, key: str, delta: int = 1, *, default: int = 0, tag: str | Default = DEFAULT, expire: Expire = None
@@ -256,7 +256,7 @@ class Verbs(ABC):
             CorruptValueError: One of them cannot be decoded.
 
         Guarantees:
-            One statement, so one moment (above 1,000 keys: one statement per 1,000, PostgreSQL 5,000).
+            One statement, so one moment.
         """
         pairs = self._pairs(keys, tag)
         now = self._codec.now()

@@ -135,13 +135,10 @@ class Statements:
     # By pairs: what the lanes live on.
 
     def read(self, conn: Connection, pairs: Sequence[Pair]) -> dict[Pair, Row]:
-        """Read rows, dead ones included; absent pairs are left out."""
+        """Read rows of one moment, dead ones included; absent pairs are left out."""
         if len(pairs) == 1 and self.traits.exact_keys:
             return self.read_one(conn, pairs[0])
-        found: dict[Pair, Row] = {}
-        for part in chunked(pairs, self.chunk):
-            found.update(self.read_many(conn, part))
-        return found
+        return self.read_many(conn, pairs)
 
     def upsert(self, conn: Connection, records: Sequence[Record]) -> None:
         """Store rows that are sorted by pair, each pair once."""
@@ -174,7 +171,7 @@ class Statements:
         return by_pair(conn.execute(self._one, {"key": pair[0], "tag": pair[1]}))
 
     def read_many(self, conn: Connection, pairs: Sequence[Pair]) -> dict[Pair, Row]:
-        """Read at most one chunk of rows."""
+        """Read rows in one statement: the pairs are one parameter, or two."""
         raise NotImplementedError
 
     def upsert_many(self, conn: Connection, records: Sequence[Record]) -> None:
@@ -269,35 +266,39 @@ class Statements:
             found = found.where(tag > after)
         return list(conn.execute(found.order_by(tag).limit(limit)).scalars())
 
+    # Sweeps lock what they delete and pass over what others have locked: they wait for nobody.
+
     def purge(self, conn: Connection, now: datetime, limit: int) -> int:
-        """Delete at most *limit* dead rows in one statement, passing over what others have locked."""
-        return self._delete_some(conn, f"{self.expire} <= :now", {"now": now, "limit": limit})
+        """Delete at most *limit* dead rows."""
+        dead = [pair for pair, _ in self._take_some(conn, self.table.c.expire <= now, limit)]
+        return len(self.delete(conn, sorted(dead)))
 
-    def evict(self, conn: Connection, limit: int) -> int:
-        """Delete at most *limit* rows: what expires soonest first, entries without expiry last."""
-        gone = self._delete_some(conn, f"{self.expire} IS NOT NULL", {"limit": limit})
-        if gone < limit:
-            gone += self._delete_some(conn, f"{self.expire} IS NULL", {"limit": limit - gone})
-        return gone
+    def soonest(self, conn: Connection, limit: int) -> list[tuple[Pair, int]]:
+        """Lock at most *limit* rows, what expires soonest first, those without expiry last, and estimate their bytes."""
+        expire = self.table.c.expire
+        found = self._take_some(conn, expire.is_not(None), limit)
+        return found + self._take_some(conn, expire.is_(None), limit - len(found))
 
-    def _delete_some(self, conn: Connection, condition: str, parameters: dict[str, Any]) -> int:
-        some = self._text(self.some(condition))
-        if "now" in parameters:
-            some = some.bindparams(bindparam("now", type_=self.table.c.expire.type))
-        return conn.execute(some, parameters).rowcount
-
-    def some(self, condition: str) -> str:
-        """A DELETE of at most :limit rows that meet a condition, the earliest expiry first."""
-        raise NotImplementedError
-
-    def usage(self, conn: Connection) -> tuple[int, int]:
-        """Count all rows, and estimate their bytes."""
+    def _take_some(self, conn: Connection, condition: ColumnElement[bool], limit: int) -> list[tuple[Pair, int]]:
+        if limit <= 0:
+            return []
         c = self.table.c
-        size = func.coalesce(func.octet_length(c.value), 0) + func.octet_length(c.key) + func.octet_length(c.tag)
-        entries, total = conn.execute(
-            select(func.count(), func.coalesce(func.sum(size), literal(0))).select_from(self.table)
-        ).one()
-        return int(entries), int(total)
+        some = select(c.key, c.tag, self._size()).where(condition).order_by(c.expire).limit(limit)
+        return [((key, tag), int(size)) for key, tag, size in conn.execute(some.with_for_update(skip_locked=True))]
+
+    def usage(self, conn: Connection, *, sizes: bool) -> tuple[int, int]:
+        """Count all rows and, if it is wanted, estimate their bytes."""
+        total = func.coalesce(func.sum(self._size()), literal(0)) if sizes else literal(0)
+        entries, size = conn.execute(select(func.count(), total).select_from(self.table)).one()
+        return int(entries), int(size)
+
+    def _size(self) -> ColumnElement[int]:
+        c = self.table.c
+        return func.coalesce(self.octets(c.value), 0) + self.octets(c.key) + self.octets(c.tag)
+
+    def octets(self, column: ColumnElement[Any]) -> ColumnElement[int]:
+        """The length of a column in bytes."""
+        return func.octet_length(column)
 
 
 def key_range(key: ColumnElement[str], prefix: str) -> list[ColumnElement[bool]]:

@@ -39,7 +39,7 @@ class DirectPostgres(PostgresStatements):
         return self._fetch(conn, self._one_sql, [named[name] for name in self._one_names])
 
     def read_many(self, conn: Connection, pairs: Sequence[Pair]) -> dict[Pair, Row]:
-        """Read at most one chunk of rows."""
+        """Read rows in one statement: the pairs are one parameter, or two."""
         named = arrays(pairs)
         return self._fetch(conn, self._many_sql, [named[name] for name in self._many_names])
 
@@ -67,7 +67,7 @@ class DirectSQLite(SQLiteStatements):
         return _parsed(self._fetch(conn, self._one_sql, [named[name] for name in self._one_names]))
 
     def read_many(self, conn: Connection, pairs: Sequence[Pair]) -> dict[Pair, Row]:
-        """Read at most one chunk of rows."""
+        """Read rows in one statement: the pairs are one parameter, or two."""
         return _parsed(self._fetch(conn, self._many_sql, list(as_json(pairs).values())))
 
     def upsert_many(self, conn: Connection, records: Sequence[Record]) -> None:

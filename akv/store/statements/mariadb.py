@@ -47,7 +47,7 @@ class MariaDBStatements(Statements):
         )
 
     def read_many(self, conn: Connection, pairs: Sequence[Pair]) -> dict[Pair, Row]:
-        """Read at most one chunk of rows."""
+        """Read rows in one statement: the pairs are one parameter, or two."""
         return by_pair(conn.execute(self._many, {"pairs": json.dumps(pairs, ensure_ascii=False)}))
 
     def upsert_many(self, conn: Connection, records: Sequence[Record]) -> None:
@@ -107,10 +107,6 @@ class MariaDBStatements(Statements):
         if self.traits.exact_keys:
             return column
         return collate(func.convert(column.op("USING")(text("utf8mb4"))), self._collation)
-
-    def some(self, condition: str) -> str:
-        """A single-table DELETE of at most :limit rows: with a subquery MariaDB would read the whole table."""
-        return f"DELETE FROM {self.name} WHERE {condition} ORDER BY {self.expire} LIMIT :limit"
 
 
 @cache

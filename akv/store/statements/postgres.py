@@ -60,7 +60,7 @@ class PostgresStatements(Statements):
         )
 
     def read_many(self, conn: Connection, pairs: Sequence[Pair]) -> dict[Pair, Row]:
-        """Read at most one chunk of rows."""
+        """Read rows in one statement: the pairs are one parameter, or two."""
         return by_pair(conn.execute(self._many, arrays(pairs)))
 
     def upsert_many(self, conn: Connection, records: Sequence[Record]) -> None:
@@ -82,13 +82,6 @@ class PostgresStatements(Statements):
     def exact(self, column: ColumnElement[str]) -> ColumnElement[str]:
         """A column in the order of code points, which is that of its index where akv made the table."""
         return collate(column, "C")
-
-    def some(self, condition: str) -> str:
-        """A DELETE of at most :limit rows that meet a condition, the earliest expiry first, except what is locked."""
-        return (
-            f"DELETE FROM {self.name} WHERE ({self.key}, {self.tag}) IN (SELECT {self.key}, {self.tag} "
-            f"FROM {self.name} WHERE {condition} ORDER BY {self.expire} LIMIT :limit FOR UPDATE SKIP LOCKED)"
-        )
 
 
 def arrays(pairs: Sequence[Pair]) -> dict[str, list[str]]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any, ClassVar
 
-from sqlalchemy import Connection, Dialect, Table
+from sqlalchemy import ColumnElement, Connection, Dialect, LargeBinary, Table, cast, func
 
 from akv.store.operations import Pair, Record, Row
 from akv.store.statements.base import Statements, Traits, by_pair
@@ -44,7 +44,7 @@ class SQLiteStatements(Statements):
         )
 
     def read_many(self, conn: Connection, pairs: Sequence[Pair]) -> dict[Pair, Row]:
-        """Read at most one chunk of rows."""
+        """Read rows in one statement: the pairs are one parameter, or two."""
         return by_pair(conn.execute(self._many, as_json(pairs)))
 
     def upsert_many(self, conn: Connection, records: Sequence[Record]) -> None:
@@ -72,12 +72,9 @@ class SQLiteStatements(Statements):
         """Become the writer by an UPDATE of nothing: a SELECT alone would be outside the driver's transaction."""
         conn.execute(self._touch)
 
-    def some(self, condition: str) -> str:
-        """A DELETE of at most :limit rows that meet a condition, the earliest expiry first."""
-        return (
-            f"DELETE FROM {self.name} WHERE rowid IN (SELECT rowid FROM {self.name} "
-            f"WHERE {condition} ORDER BY {self.expire} LIMIT :limit)"
-        )
+    def octets(self, column: ColumnElement[Any]) -> ColumnElement[int]:
+        """The length in bytes: of a BLOB as it is, which need not be read for it; octet_length came only in 3.43."""
+        return func.length(column if column is self.table.c.value else cast(column, LargeBinary))
 
 
 def as_json(pairs: Sequence[Pair]) -> dict[str, str]:
