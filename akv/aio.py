@@ -43,6 +43,73 @@ async def join(task: asyncio.Future[T]) -> T:
     return task.result()
 
 
+async def join_coroutine(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run *coroutine* to its end, however often the caller is cancelled meanwhile; see :func:`join`."""
+    return await join(asyncio.ensure_future(coroutine))
+
+
+class TimeLimit:
+    """
+    Cancels the tasks of one event loop that are over their time, all of them with one timer.
+
+    A timer of its own for each of many short calls would cost more than the calls.
+    """
+
+    def __init__(self, *, every: float) -> None:
+        """
+        Args:
+            every: Seconds between two looks; a task may be over its time by that much.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._every = every
+        self._timer: asyncio.TimerHandle | None = None
+        self._until: dict[asyncio.Task[Any], float] = {}
+
+    def until(self, when: float) -> _Limited:
+        """
+        Return a context manager whose block is cancelled at *when*, and then raises TimeoutError.
+
+        Args:
+            when: By the clock of the event loop, seconds.
+        """
+        return _Limited(self, when)
+
+    def _watch(self, task: asyncio.Task[Any], when: float) -> None:
+        self._until[task] = when
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._every, self._look)
+
+    def _look(self) -> None:
+        now = self._loop.time()
+        for task in [task for task, when in self._until.items() if when <= now]:
+            del self._until[task]
+            task.cancel()
+        self._timer = self._loop.call_later(self._every, self._look) if self._until else None
+
+    def _is_over(self, task: asyncio.Task[Any]) -> bool:
+        return self._until.pop(task, None) is None
+
+
+class _Limited:
+    """A block with a time limit."""
+
+    __slots__ = ("_limit", "_task", "_when")
+
+    def __init__(self, limit: TimeLimit, when: float) -> None:
+        self._limit = limit
+        self._when = when
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 -- asyncio runs coroutines in tasks
+        self._task = task
+
+    def __enter__(self) -> None:
+        self._limit._watch(self._task, self._when)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if self._limit._is_over(self._task) and self._task.uncancel() == 0 and kind is asyncio.CancelledError:
+            raise TimeoutError from error
+
+
 class OwnedTasks:
     """
     Background tasks of one owner on one event loop.
@@ -90,6 +157,12 @@ class OwnedTasks:
         if self._tasks:
             await join(asyncio.ensure_future(self.drain()))
 
+    def abandon(self) -> None:
+        """Forget tasks whose event loop has ended: they can neither run nor be cancelled any more."""
+        for task in self._tasks:
+            task._log_destroy_pending = False  # type: ignore[attr-defined]
+        self._tasks.clear()
+
 
 class PerLoop(Generic[T]):
     """
@@ -109,7 +182,6 @@ class PerLoop(Generic[T]):
         self._make = make
         self._lock = threading.RLock()
         self._values: dict[int, tuple[asyncio.AbstractEventLoop, T]] = {}
-        self._inherited: list[dict[int, tuple[asyncio.AbstractEventLoop, T]]] = []
         _forgotten_by_children.add(self)
 
     def get(self) -> T:
@@ -146,11 +218,13 @@ class PerLoop(Generic[T]):
         return iter([value for _, value in list(self._values.values())])
 
     def _forget(self) -> None:
-        self._inherited.append(self._values)
+        _inherited.append(self._values)
         self._values = {}
         self._lock = threading.RLock()
 
 
+_inherited: list[object] = []
+"""What processes got from their parent: kept, because finalizers would close the parent's connections."""
 _forgotten_by_children: weakref.WeakSet[PerLoop[Any]] = weakref.WeakSet()
 
 

@@ -40,8 +40,18 @@ class FakeClock:
 
         Args:
             seconds: Seconds or a timedelta; negative moves it back.
+
+        Raises:
+            ConfigurationError: *seconds* is neither, or leads out of the calendar.
         """
-        self._now += seconds if isinstance(seconds, timedelta) else timedelta(seconds=seconds)
+        try:
+            if isinstance(seconds, bool):
+                raise TypeError("a bool is no duration")
+            self._now += seconds if isinstance(seconds, timedelta) else timedelta(seconds=seconds)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ConfigurationError(
+                f"FakeClock.advance takes seconds or a timedelta, not {seconds!r}: {error}"
+            ) from error
 
     def set(self, moment: datetime) -> None:
         """

@@ -10,16 +10,17 @@ import warnings
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from typing import Any, Self
+from weakref import WeakMethod
 
 from sqlalchemy import URL, delete
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
 
-from akv.aio import PerLoop
+from akv.aio import PerLoop, join
 from akv.errors import ClosedError, ConfigurationError
 from akv.store.codec import Codec
 from akv.store.engines import Engines, beside, check_borrowed, is_memory, own_engines, parse_url, translated
 from akv.store.expiry import utc_now
-from akv.store.keys import check_tag
+from akv.store.keys import check_tag, is_encodable
 from akv.store.models import Entries, model_for, table_of
 from akv.store.operations import Operation
 from akv.store.retry import RetryPolicy
@@ -27,10 +28,14 @@ from akv.store.runtime import Runtime
 from akv.store.serializers import PickleSerializer, check_serializer
 from akv.store.statements import Statements, statements_for
 from akv.store.sweep import Bounds
-from akv.store.verbs import Verbs
+from akv.store.verbs import Verbs, check_flag
 from akv.store.within import Within
 from akv.typing import Clock, Serializer, Tokens
 
+_LOOK_AGAIN = 0.05
+"""Seconds between two looks whether a loop still runs: one that ends answers nobody."""
+_ENOUGH_LOOKS = 10
+"""A loop that is ending stands still for a moment before it is closed; after so many looks it only stands still."""
 _SHORTEST_PATIENCE, _LONGEST_PATIENCE = 0.1, 2.0
 
 
@@ -89,7 +94,8 @@ class Store(Verbs):
             _check_bound("max_bytes", max_bytes),
         )
         self.tokens = _check_tokens(tokens)
-        self._runtimes: PerLoop[Runtime] = PerLoop(self._make_runtime)
+        make = WeakMethod(self._make_runtime)  # a store that is forgotten must end before what it owns
+        self._runtimes: PerLoop[Runtime] = PerLoop(lambda: make()())  # type: ignore[misc]
         self._is_closed = False
         chosen = PickleSerializer() if serializer is None else check_serializer(serializer)
         super().__init__(Codec(check_tag(default_tag), chosen, _check_clock(clock)))
@@ -119,18 +125,16 @@ class Store(Verbs):
             loop that no longer runs loses them unclosed. Engines that were lent stay open.
         """
         self._is_closed = True
-        here = asyncio.get_running_loop()
-        for loop, runtime in self._runtimes.take_all():
-            if loop is here:
-                await runtime.aclose()
-            elif loop.is_running():
-                await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(runtime.aclose(), loop))
-            else:
-                runtime.drop()
+        closing = [_close(loop, runtime) for loop, runtime in self._runtimes.take_all()]
+        await join(asyncio.gather(*closing))
 
     def __del__(self) -> None:
-        if not getattr(self, "_is_closed", True) and len(self._runtimes):
-            warnings.warn(f"{self!r} was never closed: use async with, or aclose()", ResourceWarning, stacklevel=2)
+        if getattr(self, "_is_closed", True) or not len(self._runtimes):
+            return
+        warnings.warn(f"{self!r} was never closed: use async with, or aclose()", ResourceWarning, stacklevel=2)
+        for loop, runtime in self._runtimes.take_all():
+            if not loop.is_running():
+                runtime.drop()
 
     @asynccontextmanager
     async def session(self, commit: bool = True, delete_expired: bool = True) -> AsyncIterator[AsyncSession]:
@@ -144,6 +148,8 @@ class Store(Verbs):
         Guarantees:
             An exception, cancellation included, rolls back. The session is closed in any case.
         """
+        check_flag("commit", commit)
+        check_flag("delete_expired", delete_expired)
         runtime = self._runtime()
         await runtime.ready()
         async with runtime.session() as session:
@@ -183,13 +189,44 @@ class Store(Verbs):
             raise ClosedError(f"{self!r} was used after aclose(): make a new store")
 
     def _make_runtime(self) -> Runtime:
-        for stale in self._runtimes.take_stale():
-            stale.drop()
+        # Before what ended loops have left is dropped: another loop may not take their engine or database over.
         if self._source.is_one_loop and len(self._runtimes):
             raise ConfigurationError(self._source.one_loop_remedy)
+        for stale in self._runtimes.take_stale():
+            stale.drop()
         engines = self._source.engines(patience=_patience(self._policy))
         table = table_of(self._source.real(self._model))
         return Runtime(engines, table, self._policy, self._bounds, self._codec.now, create=self._create)
+
+
+async def _close(loop: asyncio.AbstractEventLoop, runtime: Runtime) -> None:
+    """Close what belongs to a loop: on that loop, if it runs."""
+    if loop is asyncio.get_running_loop():
+        await runtime.aclose()
+    elif not loop.is_running() or not await _close_over_there(loop, runtime):
+        runtime.drop()
+
+
+async def _close_over_there(loop: asyncio.AbstractEventLoop, runtime: Runtime) -> bool:
+    """Return whether the loop did it, and did not end meanwhile."""
+    coroutine = runtime.aclose(may_end=True)
+    try:
+        answer = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, loop))
+    except RuntimeError:  # it has been closed this very moment
+        coroutine.close()
+        return False
+    looks = 0
+    while looks < _ENOUGH_LOOKS and not loop.is_closed():
+        await asyncio.wait([answer], timeout=_LOOK_AGAIN)
+        if not answer.done():
+            looks = 0 if loop.is_running() else looks + 1
+        elif answer.cancelled():  # by a loop that ends, and is not at rest before it is closed
+            await asyncio.sleep(_LOOK_AGAIN)
+            looks += 1
+        else:
+            answer.result()
+            return True
+    return False
 
 
 class _Source:
@@ -264,7 +301,7 @@ def _checked_policy(retry: object) -> RetryPolicy:
 
 
 def _check_name(option: str, value: object) -> str:
-    if not isinstance(value, str) or not 0 < len(value) <= 63 or "\x00" in value:
+    if not isinstance(value, str) or not 0 < len(value) <= 63 or "\x00" in value or not is_encodable(value):
         raise ConfigurationError(f"{option} must be a name of 1 to 63 characters, not {value!r}")
     return value
 

@@ -32,7 +32,11 @@ class Codec:
 
     def pair(self, key: object, tag: str | Default) -> Pair:
         """Check a key and a tag."""
-        return _plain(check_key(key)), self.default_tag if tag is DEFAULT else _plain(check_tag(tag))
+        return _plain(check_key(key)), self.tag(tag)
+
+    def tag(self, tag: str | Default) -> str:
+        """Check a tag."""
+        return self.default_tag if tag is DEFAULT else _plain(check_tag(tag))
 
     def now(self) -> datetime:
         """The application's time, naive UTC."""
@@ -52,7 +56,8 @@ class Codec:
         if value is ENOVAL:
             raise SerializationError("ENOVAL stands for no value and cannot be stored: store None, or delete the key")
         try:
-            return self.serializer.dumps(value, key=pair[0], tag=pair[1])
+            data = self.serializer.dumps(value, key=pair[0], tag=pair[1])
+            return data if data is None or type(data) is bytes else _as_bytes(self.serializer, data)
         except AKVError:
             raise
         except Exception as error:
@@ -78,6 +83,12 @@ class Codec:
                 key=pair[0],
                 tag=pair[1],
             ) from error
+
+
+def _as_bytes(serializer: Serializer, data: object) -> bytes:
+    if isinstance(data, bytes | bytearray | memoryview):
+        return bytes(data)
+    raise SerializationError(f"dumps of {serializer!r} must return bytes, or None for NULL, not {type(data).__name__}")
 
 
 def _plain(text: str) -> str:

@@ -41,11 +41,13 @@ class Engines:
         lanes: In AUTOCOMMIT, for everything that akv sends.
         sessions: Makes the sessions of ``kv.session()``.
         owned: What ``aclose()`` disposes of.
+        keeps: Whether the connections of the lanes are for akv alone, so that it may hold on to them.
     """
 
     lanes: AsyncEngine
     sessions: async_sessionmaker[AsyncSession]
     owned: tuple[AsyncEngine, ...]
+    keeps: bool = True
 
 
 def parse_url(url: str | URL) -> tuple[URL, Dialect]:
@@ -62,7 +64,9 @@ def parse_url(url: str | URL) -> tuple[URL, Dialect]:
         parsed = make_url(url)
         _synchronous(parsed)
         return parsed, create_async_engine(parsed.difference_update_query(_OUR_OPTIONS)).dialect
-    except (ArgumentError, NoSuchModuleError) as error:
+    except ConfigurationError:
+        raise
+    except (ArgumentError, NoSuchModuleError, ValueError) as error:
         raise ConfigurationError(f"not a database URL that SQLAlchemy knows: {error}") from error
     except InvalidRequestError as error:
         wanted = _ASYNC_DRIVERS.get(parsed.get_backend_name(), "one that is")
@@ -109,7 +113,7 @@ def beside(engine: AsyncEngine, sessions: async_sessionmaker[AsyncSession] | Non
     """
     sessions = sessions or _sessions(engine)
     if is_memory(engine.url):
-        return Engines(engine.execution_options(isolation_level="AUTOCOMMIT"), sessions, ())
+        return Engines(engine.execution_options(isolation_level="AUTOCOMMIT"), sessions, (), keeps=False)
     lanes = _lanes(engine.url, patience, pool=engine.sync_engine.pool.recreate())
     return Engines(lanes, sessions, (lanes,))
 
@@ -192,7 +196,7 @@ def _own_sqlite(url: URL, patience: float) -> Engines:
             url, patience, poolclass=AsyncAdaptedQueuePool, pool_size=1, max_overflow=0, pool_timeout=_pool_timeout(0)
         )
         plain = lanes.execution_options(isolation_level="SERIALIZABLE")
-        return Engines(lanes, _sessions(plain), (lanes,))
+        return Engines(lanes, _sessions(plain), (lanes,), keeps=False)
     lanes = _lanes(url, patience, pool_size=_POOL_SIZE, max_overflow=0, pool_timeout=_pool_timeout(patience))
     plain = create_async_engine(url)
     _on_connect(plain, [f"PRAGMA busy_timeout = {int(patience * 1000)}"])

@@ -92,7 +92,15 @@ def _classify_driver(error: DBAPIError) -> Failure:
         return Failure.CONNECTION_LOST
     if isinstance(original, OSError | EOFError) or isinstance(getattr(original, "__cause__", None), OSError | EOFError):
         return Failure.CONNECTION_LOST
+    if isinstance(error, OperationalError) and getattr(original, "sqlstate", "") is None:
+        return _by_libpq(str(original))
     return Failure.REFUSED
+
+
+def _by_libpq(message: str) -> Failure:
+    """Psycopg has no code for a connection that failed: either nobody answered, or a server said FATAL."""
+    is_verdict = "FATAL:" in message and not any(phrase in message for phrase in _LIBPQ_PASSING)
+    return Failure.REFUSED if is_verdict else Failure.CONNECTION_LOST
 
 
 def _by_code(original: BaseException | None) -> Failure | None:

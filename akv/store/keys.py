@@ -86,7 +86,7 @@ def _check(role: str, value: object) -> str:
         )
     if "\0" in value:
         raise InvalidKeyError(f"{role} {value!r} holds a NUL character, which databases refuse: remove or escape it")
-    if not _is_encodable(value):
+    if not is_encodable(value):
         raise InvalidKeyError(
             f"{role} {value!r} holds a lone surrogate, which UTF-8 cannot express: "
             "decode its source with errors='replace', or escape it"
@@ -94,7 +94,8 @@ def _check(role: str, value: object) -> str:
     return value
 
 
-def _is_encodable(value: str) -> bool:
+def is_encodable(value: str) -> bool:
+    """Tell whether UTF-8 can express a text."""
     try:
         value.encode()
     except UnicodeEncodeError:

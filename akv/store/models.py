@@ -7,9 +7,9 @@ from __future__ import annotations
 from datetime import datetime
 from functools import cache
 from typing import Any, cast
+from zlib import crc32
 
 from sqlalchemy import DateTime, Dialect, Index, LargeBinary, MetaData, String, Table
-from sqlalchemy.dialects import mysql
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
@@ -30,14 +30,30 @@ class ExactText(TypeDecorator[str]):
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         """Choose the collation that the database has for this."""
         if dialect.name in ("mysql", "mariadb"):
-            return mysql.VARCHAR(MAX_LENGTH, charset="utf8mb4", collation=exact_collation(dialect))
+            return String(MAX_LENGTH, collation=exact_collation(dialect))
         if dialect.name == "postgresql":
             return String(MAX_LENGTH, collation="C")
         return String(MAX_LENGTH)
 
 
-_VALUE = LargeBinary().with_variant(mysql.LONGBLOB(), "mysql", "mariadb")
-_EXPIRE = DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
+class Instant(TypeDecorator[datetime]):
+    """A naive datetime with its microseconds, which MariaDB and MySQL keep only if told so."""
+
+    impl = DateTime
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Choose the column's type; the import is here because a dialect that is not used costs a megabyte."""
+        if dialect.name in ("mysql", "mariadb"):
+            from sqlalchemy.dialects.mysql import DATETIME
+
+            return DATETIME(fsp=6)
+        return DateTime()
+
+
+# A BLOB of this length is what MariaDB and MySQL call LONGBLOB.
+_VALUE = LargeBinary().with_variant(LargeBinary(2**32 - 1), "mysql", "mariadb")
+_LONGEST_NAME = 63
 
 
 class Entries:
@@ -54,7 +70,7 @@ class Entries:
     key: Mapped[str] = mapped_column(ExactText(), primary_key=True, sort_order=0)
     tag: Mapped[str] = mapped_column(ExactText(), primary_key=True, sort_order=1)
     value: Mapped[bytes | None] = mapped_column(_VALUE, sort_order=2)
-    expire: Mapped[datetime | None] = mapped_column(_EXPIRE, sort_order=3)
+    expire: Mapped[datetime | None] = mapped_column(Instant(), sort_order=3)
 
 
 class Base(DeclarativeBase):
@@ -67,10 +83,24 @@ class KVStore(Entries, Base):
     __tablename__ = "kvstore"
 
 
+def _short_enough(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 9]}_{crc32(name.encode()):08x}"
+
+
 def _index_expiry(table: Table) -> None:
-    """Index what the sweep looks for; entries without expiry cost nothing where the database has partial indexes."""
-    ends = table.c.expire.is_not(None)
-    Index(f"ix_{table.name}_expire", table.c.expire, postgresql_where=ends, sqlite_where=ends)
+    """Index what the sweep looks for."""
+    Index(_short_enough(f"ix_{table.name}_expire"), table.c.expire)
+
+
+def narrow_indexes(table: Table, dialect: str) -> None:
+    """
+    Leave entries without expiry out of the index, where the database has partial indexes.
+
+    Called before the table is created, for the one dialect at hand: to mention a dialect is to import it.
+    """
+    if dialect in ("postgresql", "sqlite"):
+        for index in table.indexes:
+            index.dialect_options[dialect]["where"] = table.c.expire.is_not(None)
 
 
 _index_expiry(cast(Table, KVStore.__table__))

@@ -29,6 +29,7 @@ from akv.store.operations import (
     Tags,
 )
 from akv.store.statements import Statements
+from akv.store.statements.base import DEAD, STATEMENT_BYTES
 
 T = TypeVar("T")
 
@@ -49,12 +50,16 @@ def needs_transaction(operations: Sequence[Operation[Any]], sql: Statements) -> 
     """Tell whether operations of one kind are more than one statement, so that AUTOCOMMIT would tear them."""
     first = operations[0]
     if isinstance(first, Set):
-        return not sql.traits.exact_keys or sum(len(op.records) for op in operations if isinstance(op, Set)) > sql.chunk
+        return not sql.traits.exact_keys or _is_cut([op for op in operations if isinstance(op, Set)], sql)
     if isinstance(first, Delete):
         return (
             not sql.deletes_at_once or sum(len(op.touched) for op in operations if isinstance(op, Delete)) > sql.chunk
         )
     return isinstance(first, Modify | DeleteWhere | Purge | Evict)
+
+
+def _is_cut(sets: Sequence[Set], sql: Statements) -> bool:
+    return sum(len(one.records) for one in sets) > sql.chunk or sum(one.size for one in sets) > STATEMENT_BYTES
 
 
 def perform(conn: Connection, sql: Statements, operations: Sequence[Operation[Any]]) -> list[Any]:
@@ -120,7 +125,8 @@ def _locked(conn: Connection, sql: Statements, modifies: Sequence[Modify]) -> tu
     if not absent or not sql.leaves_placeholders():
         return rows, set()
     rows.update(sql.reserve(conn, absent, values=values))
-    return rows, set(absent)
+    # What somebody else has put meanwhile is his row, and no placeholder of ours.
+    return rows, {pair for pair in absent if pair not in rows or rows[pair].expire == DEAD}
 
 
 def _merged(earlier: Decision | None, later: Decision) -> Decision:
@@ -178,7 +184,7 @@ def _evict(conn: Connection, sql: Statements, evict: Evict) -> Evicted:
         gone.append(pair)
         excess -= weight
     sql.delete(conn, sorted(gone))
-    return Evicted(len(gone), entries, size, is_over=len(gone) == looked_at)
+    return Evicted(len(gone), entries, size, is_over=len(gone) == looked_at and (looked_at < rows or excess > 0))
 
 
 _BY_KIND: dict[type, Callable[..., list[Any]]] = {

@@ -13,12 +13,14 @@ from sqlalchemy import Table
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from akv.aio import OwnedTasks, join
+from akv.store.abandoned import OpenConnections
 from akv.store.engines import Engines
 from akv.store.lanes import ReadLane, WriteLane
 from akv.store.operations import Count, Get, Operation, Page, Tags
 from akv.store.perform import perform
 from akv.store.retry import RetryPolicy
 from akv.store.schema import prepare
+from akv.store.sessions import Sessions
 from akv.store.statements import Statements, direct_statements_for, statements_for
 from akv.store.sweep import Bounds, Sweeper
 from akv.store.transact import Transactor
@@ -40,10 +42,12 @@ class Runtime:
         create: bool,
     ) -> None:
         self._engines = engines
+        self._open = OpenConnections(*engines.owned)
         self._table = table
         self._create = create
         self._bounds = bounds
-        self._transactor = Transactor(engines.lanes, policy)
+        self._sessions = Sessions(engines.lanes, keeps=engines.keeps)
+        self._transactor = Transactor(self._sessions, policy)
         self._scans = asyncio.Semaphore(_PARALLEL_SCANS)
         self._sweeper = Sweeper(self.run, bounds, now)
         self._lanes: tuple[ReadLane, WriteLane] | None = None
@@ -66,7 +70,7 @@ class Runtime:
             return reads.submit(operation)
         if isinstance(operation, Count | Page | Tags):
             return asyncio.shield(self._calls.spawn(self._scan(operation), name="akv scan"))
-        future = writes.submit(operation)
+        future = writes.submit(self._sweeper.weighing(operation))
         if self._sweeper.wrote(operation):
             # Submitted here, so that no write of another task gets before it.
             self._background.spawn(self._sweeper.evict(writes.submit(self._sweeper.eviction())), name="akv evict")
@@ -108,14 +112,30 @@ class Runtime:
         """Make a session for the user."""
         return self._engines.sessions()
 
-    async def aclose(self) -> None:
-        """Finish what is on its way, then close the connections that are ours."""
+    async def aclose(self, *, may_end: bool = False) -> None:
+        """
+        Finish what is on its way, then close the connections that are ours.
+
+        Args:
+            may_end: Whether the event loop may end meanwhile, which is not ours to know.
+
+        Guarantees:
+            Done whole, even if the caller is cancelled meanwhile.
+        """
+        await join(asyncio.ensure_future(self._close(may_end)))
+
+    async def _close(self, may_end: bool) -> None:
         await self._background.cancel()
-        await join(asyncio.ensure_future(self._calls.drain()))
+        await self._calls.drain()
+        await self._sessions.aclose()
+        if may_end and self._engines.lanes.dialect.name == "sqlite":
+            self._open.let_go()  # a thread of aiosqlite that answers to a closed loop dies with a traceback
         for engine in self._engines.owned:
-            await join(asyncio.ensure_future(engine.dispose()))
+            await engine.dispose()
 
     def drop(self) -> None:
-        """Let go of connections whose event loop has ended: nothing of theirs can be awaited any more."""
-        for engine in self._engines.owned:
-            engine.sync_engine.dispose(close=False)
+        """Let go of tasks and connections whose event loop has ended: nothing of theirs can be awaited any more."""
+        self._background.abandon()
+        self._calls.abandon()
+        self._sessions.drop()
+        self._open.let_go()

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Table, inspect, text
 from sqlalchemy.exc import DBAPIError
 
 from akv.errors import ConfigurationError
-from akv.store.models import exact_collation
+from akv.store.models import exact_collation, narrow_indexes
 from akv.store.statements import Traits
 
 log = logging.getLogger("akv")
@@ -50,6 +50,7 @@ def _exists(conn: Connection, table: Table) -> bool:
 
 
 def _create(conn: Connection, table: Table) -> None:
+    narrow_indexes(table, conn.dialect.name)
     try:
         table.create(conn, checkfirst=True)
     except DBAPIError:

@@ -7,12 +7,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from akv.errors import StoreError
-from akv.store.operations import Evict, Evicted, Modify, Operation, Purge, Set
+from akv.store.operations import Decision, Effect, Evict, Evicted, Modify, Operation, Purge, Row, Set
 
 log = logging.getLogger("akv")
 
@@ -55,8 +55,8 @@ class Sweeper:
         self._bounds = bounds
         self._now = now
         self._rows = 0
-        self._bytes = 0
-        self._typical = _SMALL
+        self._bytes = 0.0
+        self._typical: float = _SMALL
         self._has_looked = False
 
     async def forever(self) -> None:
@@ -66,7 +66,7 @@ class Sweeper:
             try:
                 while await self._run(Purge(self._now(), PURGE_BATCH)):
                     pass
-            except StoreError as error:
+            except Exception as error:
                 log.warning("sweeping failed, and is tried again at the next turn: %s", error)
             else:
                 if self._bounds.evicts:
@@ -92,14 +92,30 @@ class Sweeper:
         )
         if is_due:
             self._has_looked = True
-            self._rows = self._bytes = 0
+            self._rows, self._bytes = 0, 0.0
         return is_due
 
-    def _weight(self, operation: Set | Modify) -> int:
-        """Estimate the bytes of what a call writes: where only its step knows, by the entries that there are."""
+    def _weight(self, operation: Set | Modify) -> float:
+        """Estimate the bytes of what a call writes: where only its step knows, by what is usual."""
         if isinstance(operation, Modify) and not operation.size:
             return self._typical
         return operation.size + sum(len(key) + len(tag) for key, tag in operation.touched)
+
+    def weighing(self, operation: Operation[Any]) -> Operation[Any]:
+        """Let a step whose bytes are not known beforehand tell them, where they matter."""
+        if self._bounds.max_bytes is None or not isinstance(operation, Modify) or operation.size:
+            return operation
+        estimate = self._typical
+
+        def step(row: Row | None) -> Decision:
+            decision = operation.step(row)
+            if decision.effect is Effect.PUT:
+                size = len(decision.row.value or b"")
+                self._bytes += size - estimate
+                self._typical += (size - self._typical) / 8
+            return decision
+
+        return replace(operation, step=step)
 
     def eviction(self) -> Evict:
         """Make the operation that deletes surplus rows; writes that are called meanwhile wait behind it."""
@@ -116,4 +132,4 @@ class Sweeper:
             log.warning("evicting failed, and is tried again after the next writes: %s", error)
             self._has_looked = False
         else:
-            self._typical = max(_SMALL, found.size // max(found.entries, 1))
+            self._typical = max(_SMALL, found.size / max(found.entries, 1), self._typical)

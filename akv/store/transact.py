@@ -13,12 +13,12 @@ from typing import TypeVar
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
-from sqlalchemy.orm import Session
 
+from akv.aio import TimeLimit
 from akv.errors import OutcomeUnknownError, StoreError, StoreUnavailableError
 from akv.store.failures import Failure, classify, is_busy
 from akv.store.retry import Exhausted, RetryPolicy, run
+from akv.store.sessions import Sessions
 
 T = TypeVar("T")
 
@@ -33,13 +33,13 @@ class CommitInterrupted(Exception):  # noqa: N818 -- never reaches a user
 
 
 class Transactor:
-    """Runs work on connections of one engine, whose driver is in AUTOCOMMIT."""
+    """Runs work on sessions of one event loop, whose driver is in AUTOCOMMIT; made on that loop."""
 
-    def __init__(self, engine: AsyncEngine, policy: RetryPolicy) -> None:
-        self._engine = engine
+    def __init__(self, sessions: Sessions, policy: RetryPolicy) -> None:
+        self._sessions = sessions
         self._policy = policy
-        self._idle: list[AsyncSession] = []
-        """Sessions between two attempts: a closed one is as good as new, and making one costs as much as a query."""
+        self._loop = asyncio.get_running_loop()
+        self._limit = TimeLimit(every=min(1.0, policy.seconds / 4))
 
     async def run(
         self,
@@ -70,11 +70,13 @@ class Transactor:
                 return repeatable
             return classify(error) is not Failure.REFUSED and not passes(error)
 
-        until = asyncio.get_running_loop().time() + self._policy.seconds if is_short else None
+        until = self._loop.time() + self._policy.seconds
 
         async def attempt() -> T:
-            async with asyncio.timeout_at(until):
-                return await self._attempt(work)
+            if not is_short:
+                return await self._sessions.run(work)
+            with self._limit.until(until):
+                return await self._sessions.run(work)
 
         try:
             return await run(self._policy, attempt, transient)
@@ -87,19 +89,6 @@ class Transactor:
             ) from lost.__cause__
         except (SQLAlchemyError, OSError) as error:
             raise refusal(error) from error
-
-    async def _attempt(self, work: Callable[[Connection], T]) -> T:
-        session = self._idle.pop() if self._idle else AsyncSession(self._engine)
-
-        def body(sync: Session) -> T:
-            try:
-                return work(sync.connection())
-            finally:
-                sync.close()
-
-        result = await session.run_sync(body)
-        self._idle.append(session)
-        return result
 
 
 def in_transaction(conn: Connection, begin: str, work: Callable[[Connection], T]) -> T:

@@ -88,6 +88,7 @@ class Verbs(ABC):
             read: it never revives a dead entry, and never restores an older value.
         """
         pair = self._codec.pair(key, tag)
+        check_flag("return_expiration", return_expiration)
         now = self._codec.now()
         renewed = None if renew_for is None else to_expire(renew_for, now)
         if getattr(key, "shared", True) is False:
@@ -278,7 +279,7 @@ class Verbs(ABC):
         """
         if not isinstance(mapping, Mapping):
             raise InvalidArgumentError(f"set_many takes a mapping of keys to values, not {type(mapping).__name__}")
-        end = self._end(expire)
+        tag, end = self._codec.tag(tag), self._end(expire)
         values = {self._codec.pair(key, tag): value for key, value in mapping.items()}
         records = tuple(self._codec.record(pair, value, end) for pair, value in values.items())
         if records:
@@ -309,8 +310,7 @@ class Verbs(ABC):
         Returns:
             How many live ones were there.
         """
-        where = Filter(tag=self._codec.default_tag if tag is DEFAULT else check_tag(tag))
-        return int(await self._run(DeleteWhere(where, self._codec.now())))
+        return int(await self._run(DeleteWhere(Filter(tag=self._codec.tag(tag)), self._codec.now())))
 
     async def delete_prefix(self, prefix: str, tag: str | None = None) -> int:
         """
@@ -417,11 +417,23 @@ class Verbs(ABC):
     def _pairs(self, keys: Iterable[str], tag: str | Default) -> tuple[Pair, ...]:
         if isinstance(keys, str | bytes) or not isinstance(keys, Iterable):
             raise InvalidArgumentError(f"give an iterable of keys, not {type(keys).__name__}: [key] for a single one")
+        tag = self._codec.tag(tag)
         return tuple(dict.fromkeys(self._codec.pair(key, tag) for key in keys))
 
 
 def _filter(prefix: str | None, tag: str | None) -> Filter:
     return Filter(check_prefix(prefix), None if tag is None else check_tag(tag))
+
+
+def check_flag(name: str, value: object) -> None:
+    """
+    Check an argument that switches something.
+
+    Raises:
+        InvalidArgumentError: It is neither True nor False.
+    """
+    if value is not True and value is not False:
+        raise InvalidArgumentError(f"{name} must be True or False, not {value!r}")
 
 
 def _check_int(name: str, value: object) -> None:
@@ -430,7 +442,8 @@ def _check_int(name: str, value: object) -> None:
 
 
 def _check_function(function: object) -> None:
-    if not callable(function) or iscoroutinefunction(function):
+    call = getattr(type(function), "__call__", None)  # noqa: B004 -- an object may have an async __call__
+    if not callable(function) or iscoroutinefunction(function) or iscoroutinefunction(call):
         raise InvalidArgumentError(
             "update takes a plain function of the value, because it runs under the row lock: "
             "await what you need first, and close over it"

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from akv.errors import ConfigurationError, InvalidArgumentError
 from akv.store.codec import Codec
-from akv.store.operations import Modify, Operation
+from akv.store.operations import Count, Get, Operation, Page, Tags
 from akv.store.perform import Failed, perform
 from akv.store.statements import Statements
 from akv.store.transact import refusal
@@ -47,9 +47,12 @@ class Within(Verbs):
 
         def work(conn: Connection) -> Any:
             _refuse_elsewhere(conn, sql)
-            _refuse_autocommit(conn)
-            if isinstance(operation, Modify):
-                sql.take_write_lock(conn)
+            writes = not isinstance(operation, Get | Count | Page | Tags)
+            if not sql.is_in_transaction(conn, writes=writes):
+                raise ConfigurationError(
+                    "within works inside a transaction, and this connection is in AUTOCOMMIT: "
+                    "begin one on a connection without isolation_level='AUTOCOMMIT', or use the store itself"
+                )
             return perform(conn, sql, [operation])[0]
 
         try:
@@ -71,18 +74,4 @@ def _refuse_elsewhere(conn: Connection, sql: Statements) -> None:
         raise ConfigurationError(
             f"within works in the store's own database, a {sql.dialect} one, and this connection is of "
             f"{conn.dialect.name}: give a session of the same database"
-        )
-
-
-def _refuse_autocommit(conn: Connection) -> None:
-    """
-    Refuse a connection on which each statement is a transaction.
-
-    SQLite is left out: there the driver's autocommit is how a transaction is begun by hand.
-    """
-    driver = conn.connection.dbapi_connection
-    if conn.dialect.name != "sqlite" and driver is not None and conn.dialect.detect_autocommit_setting(driver):
-        raise ConfigurationError(
-            "within works inside a transaction, and this connection is in AUTOCOMMIT: "
-            "begin one on a connection without isolation_level='AUTOCOMMIT', or use the store itself"
         )

@@ -35,6 +35,9 @@ from akv.store.operations import Filter, Pair, Record, Row
 DEAD = datetime(1970, 1, 1)
 """Expiry of a placeholder: a row that holds the lock of a key which is absent."""
 
+STATEMENT_BYTES = 4 * 2**20
+"""Most bytes of values in one statement: MariaDB takes 16 MiB unless told otherwise, and escaping may double them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Traits:
@@ -125,7 +128,13 @@ class Statements:
         return f"{alias}.{self.key}, {alias}.{self.tag}, {value} AS {self.value}, {alias}.{self.expire}"
 
     def _text(self, sql: str) -> TextClause:
-        return text(sql)
+        return text(sql.replace(self.name, self._name_in_text))
+
+    @property
+    def _name_in_text(self) -> str:
+        """The table's name as ``text()`` wants it, which reads colons and doubles percent signs itself."""
+        doubled = self.name.count("%") > self.table.fullname.count("%")
+        return (self.name.replace("%%", "%") if doubled else self.name).replace(":", "\\:")
 
     def _rows(self, sql: str) -> TextualSelect:
         return self._text(sql).columns(
@@ -143,7 +152,7 @@ class Statements:
     def upsert(self, conn: Connection, records: Sequence[Record]) -> None:
         """Store rows that are sorted by pair, each pair once."""
         self._check(records)
-        for part in chunked(records, self.chunk):
+        for part in parts(records, self.chunk):
             self.upsert_many(conn, part)
 
     def delete(self, conn: Connection, pairs: Sequence[Pair]) -> dict[Pair, Row]:
@@ -199,8 +208,16 @@ class Statements:
         """Tell whether :meth:`reserve` stores rows that must go again unless something is put there."""
         return True
 
-    def take_write_lock(self, conn: Connection) -> None:
-        """Take what must be held before a row is read that will be written (in a transaction that is not ours)."""
+    def is_in_transaction(self, conn: Connection, *, writes: bool) -> bool:
+        """
+        Tell whether a connection that is not ours carries a transaction, and let it begin if it is about to.
+
+        Args:
+            conn: The caller's.
+            writes: Whether a row will be read in order to be written.
+        """
+        driver = conn.connection.dbapi_connection
+        return driver is not None and not conn.dialect.detect_autocommit_setting(driver)
 
     def _check(self, records: Iterable[Record]) -> None:
         if not self.traits.remedy:
@@ -274,7 +291,7 @@ class Statements:
         return len(self.delete(conn, sorted(dead)))
 
     def soonest(self, conn: Connection, limit: int) -> list[tuple[Pair, int]]:
-        """Lock at most *limit* rows, what expires soonest first, those without expiry last, and estimate their bytes."""
+        """Lock rows and estimate their bytes: what expires soonest first, entries without expiry last."""
         expire = self.table.c.expire
         found = self._take_some(conn, expire.is_not(None), limit)
         return found + self._take_some(conn, expire.is_(None), limit - len(found))
@@ -310,6 +327,27 @@ def key_range(key: ColumnElement[str], prefix: str) -> list[ColumnElement[bool]]
 def by_pair(rows: Iterable[Any]) -> dict[Pair, Row]:
     """Arrange rows of (key, tag, value, expire) by their pair."""
     return {(key, tag): Row(value, expire) for key, tag, value, expire in rows}
+
+
+def parts(records: Sequence[Record], rows: int) -> list[Sequence[Record]]:
+    """Cut records into what one statement carries: at most so many rows, and few enough bytes for every server."""
+    if len(records) <= rows and bytes_of(records) <= STATEMENT_BYTES:
+        return [records] if records else []
+    cut: list[list[Record]] = []
+    room = -1
+    for record in records:
+        size = len(record.value or b"")
+        if room < size or len(cut[-1]) == rows:
+            cut.append([])
+            room = STATEMENT_BYTES
+        cut[-1].append(record)
+        room -= size
+    return list(cut)
+
+
+def bytes_of(records: Iterable[Record]) -> int:
+    """Bytes of all values."""
+    return sum(len(record.value or b"") for record in records)
 
 
 def chunked(items: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:

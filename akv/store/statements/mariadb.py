@@ -35,7 +35,6 @@ class MariaDBStatements(Statements):
             f" ON DUPLICATE KEY UPDATE {self.value} = VALUES({self.value}), {self.expire} = VALUES({self.expire})"
         )
         self._keep = f" ON DUPLICATE KEY UPDATE {self.tag} = {self.tag}"
-        self._in = f" FROM {self.name} WHERE ({self.key}, {self.tag}) IN "
 
     def _same_pair(self) -> str:
         if self.traits.exact_keys:
@@ -75,7 +74,7 @@ class MariaDBStatements(Statements):
             pairs = sorted(self.lock_many(conn, pairs, values=False))
         if not pairs:
             return []
-        wanted = self._in + "(" + placeholders("(%s,%s)", len(pairs)) + ")"
+        wanted = self._from(len(pairs))
         parameters = tuple(part for pair in pairs for part in pair)
         if self.deletes_at_once:
             return conn.exec_driver_sql(f"DELETE{wanted} RETURNING {self.bare}", parameters).all()
@@ -83,12 +82,18 @@ class MariaDBStatements(Statements):
         conn.exec_driver_sql(f"DELETE{wanted}", parameters)
         return gone
 
+    def _from(self, pairs: int) -> str:
+        """The table and so many pairs of it: IN of a single one would make a DELETE read the whole table."""
+        if pairs == 1:
+            return f" FROM {self.name} WHERE {self.key} = %s AND {self.tag} = %s"
+        return f" FROM {self.name} WHERE ({self.key}, {self.tag}) IN ({placeholders('(%s,%s)', pairs)})"
+
     def lock_many(self, conn: Connection, pairs: Sequence[Pair], *, values: bool) -> dict[Pair, Row]:
         """Lock at most one chunk of rows, in the order of the primary key."""
         if not pairs:
             return {}
         sql = (
-            f"SELECT {self.columns if values else self.bare}{self._in}({placeholders('(%s,%s)', len(pairs))}) "
+            f"SELECT {self.columns if values else self.bare}{self._from(len(pairs))} "
             f"ORDER BY {self.key}, {self.tag} FOR UPDATE"
         )
         wanted = set(pairs)

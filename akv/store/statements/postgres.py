@@ -39,18 +39,14 @@ class PostgresStatements(Statements):
             f"SET {self.value} = excluded.{self.value}, {self.expire} = excluded.{self.expire}"
         )
         # Locked in the order of the pairs first: DELETE ... USING alone locks in the order of its plan and dead-locks.
+        locked = f"{_PAIRS} CROSS JOIN LATERAL (SELECT k.* FROM {self.name} k WHERE {same} OFFSET 0 FOR UPDATE) k"
         self._delete = self._rows(
-            f"WITH l AS MATERIALIZED (SELECT k.{self.key} AS a, k.{self.tag} AS b FROM {_PAIRS} "
-            f"JOIN {self.name} k ON {same} ORDER BY u.i FOR UPDATE OF k) "
+            f"WITH l AS MATERIALIZED (SELECT k.{self.key} AS a, k.{self.tag} AS b FROM {locked}) "
             f"DELETE FROM {self.name} k USING l WHERE k.{self.key} = l.a AND k.{self.tag} = l.b "
             f"RETURNING {self.qualified('k', values=False)}"
         )
         self._lock = {
-            values: self._rows(
-                f"SELECT {self.qualified('k', values=values)} FROM {_PAIRS} JOIN {self.name} k ON {same} "
-                f"ORDER BY u.i FOR UPDATE OF k"
-            )
-            for values in (False, True)
+            values: self._rows(f"SELECT {self.qualified('k', values=values)} FROM {locked}") for values in (False, True)
         }
         self._reserve = self._rows(
             f"INSERT INTO {self.name} AS k ({self.columns}) "

@@ -68,9 +68,17 @@ class SQLiteStatements(Statements):
         """No placeholders are needed."""
         return False
 
-    def take_write_lock(self, conn: Connection) -> None:
-        """Become the writer by an UPDATE of nothing: a SELECT alone would be outside the driver's transaction."""
+    def is_in_transaction(self, conn: Connection, *, writes: bool) -> bool:
+        """
+        Become the writer by an UPDATE of nothing.
+
+        The driver begins its transaction only there, so that a SELECT before it would see a row that others may
+        still change; and whether it is in AUTOCOMMIT, or has transactions begun by hand, shows only there as well.
+        """
+        if not writes:
+            return True
         conn.execute(self._touch)
+        return bool(getattr(conn.connection.driver_connection, "in_transaction", True))
 
     def octets(self, column: ColumnElement[Any]) -> ColumnElement[int]:
         """The length in bytes: of a BLOB as it is, which need not be read for it; octet_length came only in 3.43."""
