@@ -1,0 +1,1 @@
+"""Results of coroutines, kept in the store: meets it through its verbs alone."""
