@@ -14,15 +14,13 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import Connection
-
 from akv.aio import OwnedTasks
 from akv.errors import AKVError, OutcomeUnknownError, StoreUnavailableError
 from akv.store.failures import is_busy
 from akv.store.operations import Delete, Get, Operation, Pair, Row, Write
-from akv.store.perform import Failed, needs_transaction, perform
+from akv.store.perform import Failed, complete
 from akv.store.statements import Statements
-from akv.store.transact import Transactor, in_transaction
+from akv.store.transact import Transactor
 
 T = TypeVar("T")
 Op = TypeVar("Op", bound=Operation[Any])
@@ -132,15 +130,8 @@ class Lane(Generic[Op]):
         return not isinstance(error, OutcomeUnknownError | StoreUnavailableError)
 
     async def _send(self, operations: list[Op]) -> list[Any]:
-        sql = self._sql
-
-        def work(conn: Connection) -> list[Any]:
-            if not needs_transaction(operations, sql):
-                return perform(conn, sql, operations)
-            return in_transaction(conn, sql.begin, lambda c: perform(c, sql, operations))
-
         return await self._transactor.run(
-            work,
+            lambda conn: complete(conn, self._sql, operations),
             repeatable=all(operation.repeatable for operation in operations),
             is_short=all(operation.is_short for operation in operations),
             passes=self._passes if len(operations) > 1 else lambda _: False,

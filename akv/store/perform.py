@@ -30,6 +30,7 @@ from akv.store.operations import (
 )
 from akv.store.statements import Statements
 from akv.store.statements.base import DEAD, STATEMENT_BYTES
+from akv.store.transact import in_transaction
 
 T = TypeVar("T")
 
@@ -60,6 +61,18 @@ def needs_transaction(operations: Sequence[Operation[Any]], sql: Statements) -> 
 
 def _is_cut(sets: Sequence[Set], sql: Statements) -> bool:
     return sum(len(one.records) for one in sets) > sql.chunk or sum(one.size for one in sets) > STATEMENT_BYTES
+
+
+def complete(conn: Connection, sql: Statements, operations: Sequence[Operation[Any]]) -> list[Any]:
+    """
+    Run operations of one kind on a connection in AUTOCOMMIT, in a transaction if they need one.
+
+    Returns:
+        As :func:`perform`.
+    """
+    if not needs_transaction(operations, sql):
+        return perform(conn, sql, operations)
+    return in_transaction(conn, sql.begin, lambda c: perform(c, sql, operations))
 
 
 def perform(conn: Connection, sql: Statements, operations: Sequence[Operation[Any]]) -> list[Any]:

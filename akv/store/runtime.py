@@ -5,7 +5,8 @@ The store on one event loop: its engines, its lanes, its tasks.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any
 
@@ -16,8 +17,8 @@ from akv.aio import OwnedTasks, join
 from akv.store.abandoned import OpenConnections
 from akv.store.engines import Engines
 from akv.store.lanes import ReadLane, WriteLane
-from akv.store.operations import Count, Get, Operation, Page, Tags
-from akv.store.perform import perform
+from akv.store.operations import Count, Get, Operation, Page, Purge, Tags
+from akv.store.perform import complete
 from akv.store.retry import RetryPolicy
 from akv.store.schema import prepare
 from akv.store.sessions import Sessions
@@ -53,8 +54,11 @@ class Runtime:
         self._lanes: tuple[ReadLane, WriteLane] | None = None
         self._sql: Statements | None = None
         self._preparing: asyncio.Task[Statements] | None = None
+        self._beside: tuple[type[Operation[Any]], ...] = (Count, Page, Tags)
         self._calls = OwnedTasks()
         self._background = OwnedTasks()
+        self._lent = 0
+        self._is_closing = False
 
     def run(self, operation: Operation[Any]) -> Awaitable[Any]:
         """
@@ -64,12 +68,13 @@ class Runtime:
             A cancelled caller leaves no trace: what is on its way goes on in a task of the store.
         """
         if self._lanes is None:
-            return self._run_once_ready(operation)
+            # A task of ours, so that aclose() waits for it.
+            return asyncio.shield(self._calls.spawn(self._run_once_ready(operation), name="akv first use"))
         reads, writes = self._lanes
         if isinstance(operation, Get):
             return reads.submit(operation)
-        if isinstance(operation, Count | Page | Tags):
-            return asyncio.shield(self._calls.spawn(self._scan(operation), name="akv scan"))
+        if isinstance(operation, self._beside):
+            return asyncio.shield(self._calls.spawn(self._run_beside(operation), name="akv scan"))
         future = writes.submit(self._sweeper.weighing(operation))
         if self._sweeper.wrote(operation):
             # Submitted here, so that no write of another task gets before it.
@@ -90,7 +95,7 @@ class Runtime:
 
     async def _prepare(self) -> Statements:
         table, create = self._table, self._create
-        traits = await self._transactor.run(lambda conn: prepare(conn, table, create=create))
+        traits = await self._transactor.run(lambda conn: prepare(conn, table, create=create), is_short=True)
         # Only a connection knows whether the server is MariaDB or MySQL, so the statements come after it.
         dialect = self._engines.lanes.dialect
         sql = self._sql = statements_for(dialect)(table, dialect, traits)
@@ -99,18 +104,29 @@ class Runtime:
             ReadLane(self._transactor, direct, self._calls),
             WriteLane(self._transactor, direct, self._calls),
         )
+        if sql.locks_rows:
+            self._beside = (*self._beside, Purge)  # which passes over what others have locked
         if self._bounds.every is not None:
             self._background.spawn(self._sweeper.forever(), name="akv sweep")
         return sql
 
-    async def _scan(self, operation: Operation[Any]) -> Any:
+    async def _run_beside(self, operation: Operation[Any]) -> Any:
+        """Run an operation that neither waits for the lanes nor holds them up."""
         sql = await self.ready()
         async with self._scans:
-            return (await self._transactor.run(lambda conn: perform(conn, sql, [operation])))[0]
+            return (await self._transactor.run(lambda conn: complete(conn, sql, [operation])))[0]
 
-    def session(self) -> AsyncSession:
-        """Make a session for the user."""
-        return self._engines.sessions()
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[AsyncSession]:
+        """Open a session for the user; the last one to end after aclose() closes the connections."""
+        self._lent += 1
+        try:
+            async with self._engines.sessions() as session:
+                yield session
+        finally:
+            self._lent -= 1
+            if self._is_closing:
+                await join(asyncio.ensure_future(self._dispose()))
 
     async def aclose(self, *, may_end: bool = False) -> None:
         """
@@ -127,11 +143,18 @@ class Runtime:
     async def _close(self, may_end: bool) -> None:
         await self._background.cancel()
         await self._calls.drain()
+        await self._background.cancel()  # a first use that was on its way has started the sweep
         await self._sessions.aclose()
         if may_end and self._engines.lanes.dialect.name == "sqlite":
             self._open.let_go()  # a thread of aiosqlite that answers to a closed loop dies with a traceback
-        for engine in self._engines.owned:
-            await engine.dispose()
+        self._is_closing = True
+        await self._dispose()
+
+    async def _dispose(self) -> None:
+        """Close the pools: a connection that is lent at that time would go back to one that is no more."""
+        if not self._lent:
+            for engine in self._engines.owned:
+                await engine.dispose()
 
     def drop(self) -> None:
         """Let go of tasks and connections whose event loop has ended: nothing of theirs can be awaited any more."""

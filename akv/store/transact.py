@@ -64,8 +64,12 @@ class Transactor:
             OutcomeUnknownError: The reply to COMMIT was lost and the work is not repeatable.
             StoreError: The database refused.
         """
+        busy: BaseException | None = None
 
         def transient(error: BaseException) -> bool:
+            nonlocal busy
+            if is_busy(error):
+                busy = error
             if isinstance(error, CommitInterrupted):
                 return repeatable
             return classify(error) is not Failure.REFUSED and not passes(error)
@@ -81,6 +85,8 @@ class Transactor:
         try:
             return await run(self._policy, attempt, transient)
         except Exhausted as exhausted:
+            if isinstance(exhausted.__cause__, TimeoutError):  # the limit ended yet another wait for a lock
+                exhausted.__cause__ = busy or exhausted.__cause__
             raise _unavailable(exhausted) from _driver_error(exhausted.__cause__)
         except CommitInterrupted as lost:
             raise OutcomeUnknownError(
