@@ -1,0 +1,1 @@
+"""How fast akv is beside its peers: see ``python -m benchmarks --help``."""
