@@ -178,13 +178,12 @@ async def test_a_failure_that_nobody_waits_for_any_more_is_no_complaint_of_the_l
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
 
     async def leave_and_fail(_: Flight[Any]) -> None:
-        waiter.cancel()
+        waiters[0].cancel()
         raise LookupError("gone")
 
-    (waiter,) = await started(flights.fly("place", leave_and_fail))
-    await bounded(asyncio.wait([waiter]))
-    assert waiter.cancelled()
-    del waiter
+    waiters = await started(flights.fly("place", leave_and_fail))
+    await bounded(asyncio.wait(waiters))
+    assert waiters.pop().cancelled()
     gc.collect()
     assert complaints == []
 
