@@ -28,6 +28,11 @@ def value_or_missing(pair: Pair, default: Any) -> Any:
     return default
 
 
+def live(row: Row | None, now: datetime) -> Row | None:
+    """Return a row that is visible at *now*, or None."""
+    return row if row is not None and row.is_live(now) else None
+
+
 def popping(codec: Codec, pair: Pair, now: datetime) -> Step:
     """Drop a live row; the result is its value, or ENOVAL."""
 
@@ -85,12 +90,13 @@ def touching(now: datetime, end: datetime | None) -> Step:
 
 
 def renewing(now: datetime, end: datetime | None) -> Step:
-    """Move the expiry of a live row that has one; the result is the row as it is afterwards."""
+    """Move the expiry of a live row that has one; the result is the row as it is afterwards, or None."""
 
     def step(row: Row | None) -> Decision:
-        if row is None or row.expire is None or not row.is_live(now):
-            return Decision.keep(row)
-        return Decision.renew(end, Row(row.value, end))
+        found = live(row, now)
+        if found is None or found.expire is None:
+            return Decision.keep(found)
+        return Decision.renew(end, Row(found.value, end))
 
     return step
 

@@ -107,13 +107,11 @@ def _by_code(original: BaseException | None) -> Failure | None:
     code = _sqlite_code(original)
     if code is not None:
         return Failure.ROLLED_BACK if code & 0xFF in _SQLITE_ROLLED_BACK else Failure.REFUSED
-    state = getattr(original, "sqlstate", None)
-    if isinstance(state, str):
-        return _by_sqlstate(state)
     number = original.args[0] if original is not None and original.args else None
     if isinstance(number, int):
-        return _by_number(number)
-    return None
+        return _by_number(number)  # asyncmy has an SQLSTATE as well, which tells less
+    state = getattr(original, "sqlstate", None)
+    return _by_sqlstate(state) if isinstance(state, str) else None
 
 
 def _by_sqlstate(state: str) -> Failure | None:
@@ -129,7 +127,8 @@ def _by_number(number: int) -> Failure | None:
         return Failure.ROLLED_BACK
     if number in _MYSQL_LOST:
         return Failure.CONNECTION_LOST
-    return None
+    # From 1000 to 1999 the server itself speaks, even if it hangs up afterwards (a packet that is too large).
+    return Failure.REFUSED if 1000 <= number < 2000 else None
 
 
 def _sqlite_code(original: BaseException | None) -> int | None:

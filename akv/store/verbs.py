@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from akv.errors import InvalidArgumentError
 from akv.store.codec import Codec, Entry
-from akv.store.decisions import adding, adding_up, popping, renewing, touching, updating, value_or_missing
+from akv.store.decisions import adding, adding_up, live, popping, renewing, touching, updating, value_or_missing
 from akv.store.expiry import to_expire
 from akv.store.keys import check_prefix, check_tag
 from akv.store.operations import (
@@ -94,10 +94,10 @@ class Verbs(ABC):
         if getattr(key, "shared", True) is False:
             row = None
         elif renewed is None:
-            row = (await self._run(Get((pair,)))).get(pair)
+            row = live((await self._run(Get((pair,)))).get(pair), now)
         else:
             row = await self._run(Modify((pair,), renewing(now, renewed), again=True))
-        if row is None or not row.is_live(now):
+        if row is None:
             found, end = value_or_missing(pair, default), None
         else:
             found, end = self._codec.decode(pair, row), row.expire

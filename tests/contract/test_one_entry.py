@@ -130,6 +130,13 @@ async def test_an_entry_without_expiry_is_not_renewed(kv: Verbs) -> None:
     assert await expiry(kv, "a") is None
 
 
+async def test_a_renewal_that_ends_the_entry_still_returns_what_was_live(kv: Verbs) -> None:
+    await kv.set("a", 1, expire=60)
+
+    assert await kv.get("a", renew_for=0) == 1
+    assert await kv.get("a", "dead") == "dead"
+
+
 async def test_a_renewal_does_not_revive_the_dead(kv: Verbs, clock: FakeClock) -> None:
     await kv.set("a", 1, expire=60)
     clock.advance(60)
