@@ -9,6 +9,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Coroutine, Iterator
+from inspect import CORO_CREATED, getcoroutinestate, iscoroutine
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -161,6 +162,9 @@ class OwnedTasks:
         """Forget tasks whose event loop has ended: they can neither run nor be cancelled any more."""
         for task in self._tasks:
             task._log_destroy_pending = False  # type: ignore[attr-defined]
+            coroutine = task.get_coro()
+            if iscoroutine(coroutine) and getcoroutinestate(coroutine) == CORO_CREATED:
+                coroutine.close()  # it never began, and need not say so
         self._tasks.clear()
 
 

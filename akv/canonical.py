@@ -11,6 +11,7 @@ addresses: another process finds the same bytes.
 from __future__ import annotations
 
 import dataclasses
+import struct
 import sys
 import uuid
 from collections import OrderedDict
@@ -26,7 +27,7 @@ from akv.errors import UncacheableArgumentError
 Hook: TypeAlias = Callable[[Any], "bytes | str | None"]
 """Given a value that is no plain builtin, returns what identifies it, or None to leave it to :func:`encode`."""
 
-_HEAP_TYPE: Final = 1 << 9  # Py_TPFLAGS_HEAPTYPE: the class was made by a class statement
+_POINTER: Final = struct.calcsize("P")
 
 
 def encode(value: Any, *, hook: Hook | None = None) -> bytes:
@@ -222,15 +223,28 @@ def _pydantic_fields(value: Any) -> dict[str, Any]:
 
 def _only_adds_visible_state(cls: type) -> bool:
     """Tell whether all that an instance holds beyond its builtin part stands in ``__dict__`` and ``__slots__``."""
-    return all(base in _BASES or base is object or base.__flags__ & _HEAP_TYPE for base in cls.__mro__)
+    return all(base in _BASES or base is object or not _hides_state(base) for base in cls.__mro__)
+
+
+def _hides_state(cls: type) -> bool:
+    """Tell whether instances are larger than by the slots that the class declares: classes written in C may be."""
+    own = vars(cls)
+    declared = len(_slots_of(cls)) + sum(name in own for name in ("__dict__", "__weakref__"))
+    grown = cls.__basicsize__ - (cls.__base__.__basicsize__ if cls.__base__ is not None else 0)
+    return grown > declared * _POINTER
+
+
+def _slots_of(cls: type) -> list[str]:
+    slots = vars(cls).get("__slots__", ())
+    names = (slots,) if isinstance(slots, str) else slots
+    return [name for name in names if name not in ("__dict__", "__weakref__")]
 
 
 def _state(value: Any) -> dict[str, Any]:
     state = dict(getattr(value, "__dict__", {}))
     for cls in type(value).__mro__:
-        slots = vars(cls).get("__slots__", ())
-        for slot in (slots,) if isinstance(slots, str) else slots:
+        for slot in _slots_of(cls):
             name = f"_{cls.__name__.lstrip('_')}{slot}" if slot.startswith("__") and not slot.endswith("__") else slot
-            if name not in ("__dict__", "__weakref__") and hasattr(value, name):
+            if hasattr(value, name):
                 state[name] = getattr(value, name)
     return state

@@ -4,8 +4,6 @@ Connections whose event loop has ended: nothing of theirs can be awaited, yet so
 
 from __future__ import annotations
 
-import sys
-import threading
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -32,13 +30,11 @@ class OpenConnections:
 
     def let_go(self) -> None:
         """
-        Close all of them without awaiting anything.
+        Close all of them without awaiting anything; on a thread without an event loop.
 
         Guarantees:
             The server sees their end. Nothing is raised or logged, whatever state they are in.
         """
-        if sys.is_finalizing():
-            return  # the process ends, and with it everything
         while self._open:
             connection = self._open.pop()
             with suppress(Exception):
@@ -84,8 +80,7 @@ class _Aiosqlite:
         return self._driver._connection is None
 
     def let_go(self) -> None:
-        # From a thread without an event loop: nobody waits for the answer.
-        threading.Thread(target=self._driver.stop, name="akv lets go of a connection").start()
+        self._driver.stop()
 
 
 class _OnTransport:

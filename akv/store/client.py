@@ -5,12 +5,13 @@ The store: its options, its life, and its verbs through lanes.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import math
 import warnings
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from typing import Any, Self
-from weakref import WeakMethod
+from weakref import WeakMethod, WeakSet
 
 from sqlalchemy import URL, delete
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
@@ -98,6 +99,7 @@ class Store(Verbs):
         self._runtimes: PerLoop[Runtime] = PerLoop(lambda: make()())  # type: ignore[misc]
         self._is_closed = False
         chosen = PickleSerializer() if serializer is None else check_serializer(serializer)
+        _stores.add(self)
         super().__init__(Codec(check_tag(default_tag), chosen, _check_clock(clock)))
 
     def __repr__(self) -> str:
@@ -132,6 +134,9 @@ class Store(Verbs):
         if getattr(self, "_is_closed", True) or not len(self._runtimes):
             return
         warnings.warn(f"{self!r} was never closed: use async with, or aclose()", ResourceWarning, stacklevel=2)
+        self._let_go()
+
+    def _let_go(self) -> None:
         for loop, runtime in self._runtimes.take_all():
             if not loop.is_running():
                 runtime.drop()
@@ -209,11 +214,9 @@ async def _close(loop: asyncio.AbstractEventLoop, runtime: Runtime) -> None:
 
 async def _close_over_there(loop: asyncio.AbstractEventLoop, runtime: Runtime) -> bool:
     """Return whether the loop did it, and did not end meanwhile."""
-    coroutine = runtime.aclose(may_end=True)
     try:
-        answer = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, loop))
+        answer = asyncio.wrap_future(runtime.close_from_elsewhere(loop))
     except RuntimeError:  # it has been closed this very moment
-        coroutine.close()
         return False
     looks = 0
     while looks < _ENOUGH_LOOKS and not loop.is_closed():
@@ -227,6 +230,16 @@ async def _close_over_there(loop: asyncio.AbstractEventLoop, runtime: Runtime) -
             answer.result()
             return True
     return False
+
+
+def _let_go_of_all() -> None:
+    """Before the interpreter takes itself apart, with the connections of stores that nobody has closed."""
+    for store in list(_stores):
+        store._let_go()
+
+
+_stores: WeakSet[Store] = WeakSet()
+atexit.register(_let_go_of_all)
 
 
 class _Source:

@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.pool import AsyncAdaptedQueuePool, PoolProxiedConnection, StaticPool
 
 from akv.errors import ConfigurationError
+from akv.store.shielded import ShieldedSession
 
 _ASYNC_DRIVERS = {
     "sqlite": "sqlite+aiosqlite",
@@ -26,6 +27,12 @@ _ASYNC_DRIVERS = {
     "mariadb": "mariadb+asyncmy",
 }
 _EXTRAS = {"asyncpg": "postgres", "psycopg": "psycopg", "asyncmy": "mariadb"}
+_WAL_TUNING = (
+    # A checkpoint writes each page once, however often it changed: with the default of 4 MiB, sets of random keys
+    # of a table that is larger wait for the disk most of the time.
+    "PRAGMA wal_autocheckpoint = 8192",
+    "PRAGMA cache_size = -8192",
+)
 _OUR_OPTIONS = ("synchronous",)
 _SYNCHRONOUS = ("OFF", "NORMAL", "FULL", "EXTRA")
 _POOL_SIZE = 8
@@ -196,15 +203,19 @@ def _own_sqlite(url: URL, patience: float) -> Engines:
             url, patience, poolclass=AsyncAdaptedQueuePool, pool_size=1, max_overflow=0, pool_timeout=_pool_timeout(0)
         )
         plain = lanes.execution_options(isolation_level="SERIALIZABLE")
-        return Engines(lanes, _sessions(plain), (lanes,), keeps=False)
+        return Engines(lanes, _shielded_sessions(plain), (lanes,), keeps=False)
     lanes = _lanes(url, patience, pool_size=_POOL_SIZE, max_overflow=0, pool_timeout=_pool_timeout(patience))
     plain = create_async_engine(url)
     _on_connect(plain, [f"PRAGMA busy_timeout = {int(patience * 1000)}"])
     for engine in (lanes, plain):
         event.listen(engine.sync_engine, "connect", _write_ahead)
-        _on_connect(engine, [f"PRAGMA synchronous = {synchronous}"])
+        _on_connect(engine, [f"PRAGMA synchronous = {synchronous}", *_WAL_TUNING])
     _begin_immediately(plain)
-    return Engines(lanes, _sessions(plain), (lanes, plain))
+    return Engines(lanes, _shielded_sessions(plain), (lanes, plain))
+
+
+def _shielded_sessions(engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:
+    return async_sessionmaker(engine, class_=ShieldedSession, expire_on_commit=False)
 
 
 def _write_ahead(connection: Any, _record: Any) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import sqlite3
 from enum import Enum, auto
 
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, PendingRollbackError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, PendingRollbackError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 
@@ -80,7 +80,12 @@ def classify(error: BaseException) -> Failure:
         return Failure.ROLLED_BACK
     if isinstance(error, OSError | EOFError | TimeoutError | PendingRollbackError):
         return Failure.CONNECTION_LOST
-    return Failure.REFUSED
+    return _by_code(error) or Failure.REFUSED
+
+
+def is_from_database(error: BaseException) -> bool:
+    """Tell a failure of the database from one of the code that uses it; SQLAlchemy 2.0 lets asyncpg's through."""
+    return isinstance(error, SQLAlchemyError | OSError) or isinstance(getattr(error, "sqlstate", None), str)
 
 
 def _classify_driver(error: DBAPIError) -> Failure:

@@ -5,7 +5,10 @@ The store on one event loop: its engines, its lanes, its tasks.
 from __future__ import annotations
 
 import asyncio
+import sys
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any
@@ -57,6 +60,7 @@ class Runtime:
         self._beside: tuple[type[Operation[Any]], ...] = (Count, Page, Tags)
         self._calls = OwnedTasks()
         self._background = OwnedTasks()
+        self._closing = OwnedTasks()
         self._lent = 0
         self._is_closing = False
 
@@ -128,27 +132,54 @@ class Runtime:
             if self._is_closing:
                 await join(asyncio.ensure_future(self._dispose()))
 
-    async def aclose(self, *, may_end: bool = False) -> None:
+    async def aclose(self) -> None:
         """
         Finish what is on its way, then close the connections that are ours.
-
-        Args:
-            may_end: Whether the event loop may end meanwhile, which is not ours to know.
 
         Guarantees:
             Done whole, even if the caller is cancelled meanwhile.
         """
-        await join(asyncio.ensure_future(self._close(may_end)))
+        await join(self._closing.spawn(self._close(may_end=False), name="akv close"))
 
-    async def _close(self, may_end: bool) -> None:
+    def close_from_elsewhere(self, loop: asyncio.AbstractEventLoop) -> Future[None]:
+        """
+        Do the same from another thread.
+
+        Args:
+            loop: That of this runtime; it may end before it gets to it.
+
+        Returns:
+            A future that a loop which ends leaves cancelled or pending.
+
+        Raises:
+            RuntimeError: The loop has been closed.
+        """
+        answer: Future[None] = Future()
+
+        def start() -> None:
+            self._closing.spawn(self._close(may_end=True), name="akv close").add_done_callback(report)
+
+        def report(task: asyncio.Task[None]) -> None:
+            if task.cancelled():
+                answer.cancel()
+            elif error := task.exception():
+                answer.set_exception(error)
+            else:
+                answer.set_result(None)
+
+        loop.call_soon_threadsafe(start)
+        return answer
+
+    async def _close(self, *, may_end: bool) -> None:
         await self._background.cancel()
         await self._calls.drain()
         await self._background.cancel()  # a first use that was on its way has started the sweep
         await self._sessions.aclose()
-        if may_end and self._engines.lanes.dialect.name == "sqlite":
-            self._open.let_go()  # a thread of aiosqlite that answers to a closed loop dies with a traceback
         self._is_closing = True
-        await self._dispose()
+        if may_end and not self._lent and self._engines.lanes.dialect.name == "sqlite":
+            self.drop()  # a thread of aiosqlite that answers to a closed loop dies with a traceback
+        else:
+            await self._dispose()
 
     async def _dispose(self) -> None:
         """Close the pools: a connection that is lent at that time would go back to one that is no more."""
@@ -158,7 +189,16 @@ class Runtime:
 
     def drop(self) -> None:
         """Let go of tasks and connections whose event loop has ended: nothing of theirs can be awaited any more."""
-        self._background.abandon()
-        self._calls.abandon()
+        for tasks in (self._background, self._calls, self._closing):
+            tasks.abandon()
+        if sys.is_finalizing():
+            return  # the process ends, and with it everything
+        try:
+            # On a thread without an event loop: drivers would tie what they still do to the one that runs here.
+            threading.Thread(target=self._let_go, name="akv lets go").start()
+        except RuntimeError:  # the interpreter has begun to end
+            self._let_go()
+
+    def _let_go(self) -> None:
         self._sessions.drop()
         self._open.let_go()

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import SQLAlchemyError
 
 from akv.aio import TimeLimit
 from akv.errors import OutcomeUnknownError, StoreError, StoreUnavailableError
-from akv.store.failures import Failure, classify, is_busy
+from akv.store.failures import Failure, classify, is_busy, is_from_database
 from akv.store.retry import Exhausted, RetryPolicy, run
 from akv.store.sessions import Sessions
 
@@ -68,8 +67,7 @@ class Transactor:
 
         def transient(error: BaseException) -> bool:
             nonlocal busy
-            if is_busy(error):
-                busy = error
+            busy = error if is_busy(error) else busy
             if isinstance(error, CommitInterrupted):
                 return repeatable
             return classify(error) is not Failure.REFUSED and not passes(error)
@@ -84,17 +82,30 @@ class Transactor:
 
         try:
             return await run(self._policy, attempt, transient)
-        except Exhausted as exhausted:
-            if isinstance(exhausted.__cause__, TimeoutError):  # the limit ended yet another wait for a lock
-                exhausted.__cause__ = busy or exhausted.__cause__
-            raise _unavailable(exhausted) from _driver_error(exhausted.__cause__)
-        except CommitInterrupted as lost:
-            raise OutcomeUnknownError(
-                "the connection broke while COMMIT was under way, and this call may not run twice: "
-                "read the entry to learn whether it happened"
-            ) from lost.__cause__
-        except (SQLAlchemyError, OSError) as error:
-            raise refusal(error) from error
+        except Exception as error:
+            raise_named(error, busy)
+
+
+def raise_named(error: Exception, busy: BaseException | None) -> NoReturn:
+    """
+    Raise what a failure of the last attempt means to the caller; what is none of the database's is raised as it is.
+
+    Args:
+        error: The failure.
+        busy: The last time that somebody else held a lock, if that was so.
+    """
+    if isinstance(error, Exhausted):
+        if isinstance(error.__cause__, TimeoutError):  # the limit ended yet another wait for a lock
+            error.__cause__ = busy or error.__cause__
+        raise _unavailable(error) from _driver_error(error.__cause__)
+    if isinstance(error, CommitInterrupted):
+        raise OutcomeUnknownError(
+            "the connection broke while COMMIT was under way, and this call may not run twice: "
+            "read the entry to learn whether it happened"
+        ) from error.__cause__
+    if not is_from_database(error):
+        raise error
+    raise refusal(error) from error
 
 
 def in_transaction(conn: Connection, begin: str, work: Callable[[Connection], T]) -> T:
@@ -150,8 +161,7 @@ def _remedy(error: BaseException) -> str:
     return ""
 
 
-def _unavailable(exhausted: Exhausted) -> StoreUnavailableError:
-    cause = _driver_error(exhausted.__cause__)
+def _unavailable(exhausted: Exhausted, cause: BaseException | None) -> StoreUnavailableError:
     message = (
         f"the database is unavailable: {_first_line(getattr(cause, 'orig', None) or cause)}. "
         f"Gave up after {exhausted.attempts} attempts in {exhausted.elapsed:.2f} s; "
@@ -162,7 +172,10 @@ def _unavailable(exhausted: Exhausted) -> StoreUnavailableError:
     return StoreUnavailableError(message, attempts=exhausted.attempts, elapsed=exhausted.elapsed)
 
 
-def _driver_error(error: BaseException | None) -> BaseException | None:
+def _driver_error(error: BaseException | None, busy: BaseException | None) -> BaseException | None:
+    """What to tell the user: not that the limit was reached, where it ended yet another wait for a lock."""
+    if isinstance(error, TimeoutError) and busy is not None:
+        return busy
     return error.__cause__ if isinstance(error, CommitInterrupted) else error
 
 

@@ -12,6 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from akv.errors import ConfigurationError, InvalidArgumentError
+from akv.own import own_statements
 from akv.store.codec import Codec
 from akv.store.operations import Count, Get, Operation, Page, Tags
 from akv.store.perform import Failed, perform
@@ -55,8 +56,12 @@ class Within(Verbs):
                 )
             return perform(conn, sql, [operation])[0]
 
+        def unannounced(conn: Connection) -> Any:
+            with own_statements():  # where the session is bound to tokens, the store's table is none of its business
+                return work(conn)
+
         try:
-            outcome = await (await self._connection()).run_sync(work)
+            outcome = await (await self._connection()).run_sync(unannounced)
         except SQLAlchemyError as error:
             raise refusal(error) from error
         if isinstance(outcome, Failed):

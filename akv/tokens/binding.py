@@ -234,6 +234,7 @@ class BoundEngine:
             return
         if reading.effect is Effect.WRITES:
             transaction.ran(context)
+            self._announce_late(connection, transaction)
             return
         undone = transaction.savepoint(reading)
         if undone is not None:
@@ -243,18 +244,24 @@ class BoundEngine:
         transaction = transactions.transaction_of(connection)
         if transaction is not None:
             transaction.executed(getattr(result, "context", None), result)
+            self._announce_late(connection, transaction)
 
     def _commit(self, connection: Connection) -> None:
-        transaction = transactions.end(connection)
+        transaction = transactions.transaction_of(connection)
         if transaction is not None:
-            changed = transaction.close()
+            self._announce(connection, transaction.tokens, transaction.close())
         elif self.bindings and Driver(connection).in_transaction:
-            changed = touched_by_thing(GLOBAL_WRITE_TOKEN)  # it began before bind
-        else:
-            return
+            self._announce(connection, self.tokens, touched_by_thing(GLOBAL_WRITE_TOKEN))  # it began before bind
+
+    def _announce_late(self, connection: Connection, transaction: transactions.Transaction) -> None:
+        """Announce what another listener writes between ours and COMMIT."""
+        if transaction.closed:
+            self._announce(connection, transaction.tokens, transaction.take())
+
+    def _announce(self, connection: Connection, tokens: DatabaseTokens, changed: set[str]) -> None:
         if changed:
             connection.info[_CHECK_AT_RETURN] = True
-            (transaction.tokens if transaction is not None else self.tokens).announce(connection, changed)
+            tokens.announce(connection, changed)
 
     def _rollback(self, connection: Connection) -> None:
         transaction = transactions.end(connection)

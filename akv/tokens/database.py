@@ -171,8 +171,13 @@ class DatabaseTokens:
             with records.raised_as_by_sqlalchemy():
                 read = await records.read_records(driver.connection, names)
         self._check_origin(read.origin)
-        self.newest = max(self.newest, read.newest)
+        if driver is None:
+            self.learn(read.newest)
         return Tokens(read.origin, read.newest, tuple(read.seqs.get(name, 0) for name in names))
+
+    def learn(self, newest: int) -> None:
+        """Note a token that was committed for sure: what begins from now on sees it."""
+        self.newest = max(self.newest, newest)
 
     def check_engine(self, engine: Engine) -> None:
         """
@@ -236,7 +241,8 @@ class DatabaseTokens:
         """Do *work* on a driver's connection of our own; twice, if the first time there was no table."""
         if self._closed:
             raise ClosedError("these DatabaseTokens are closed: make new ones")
-        async with self._engines.get().connect() as connection:
+        engine = await self._engines.get()
+        async with engine.connect() as connection:
             driver = (await connection.get_raw_connection()).driver_connection
             with records.raised_as_by_sqlalchemy():
                 try:

@@ -25,21 +25,19 @@ class OwnEngines:
         self._source = source
         self._per_loop = PerLoop(self._make)
 
-    def get(self) -> AsyncEngine:
-        """Return the engine of the running loop; does no I/O."""
+    async def get(self) -> AsyncEngine:
+        """Return the engine of the running loop, and end those of loops that have ended without notice."""
         engine = self._per_loop.get().engine
         for left in self._per_loop.take_stale():
-            left.stop()
+            await join(asyncio.ensure_future(left.stop()))
         return engine
 
     async def aclose(self) -> None:
         """Close every connection of every loop."""
         here = asyncio.get_running_loop()
         for loop, own in self._per_loop.take_all():
-            if loop is here:
-                await join(asyncio.ensure_future(own.engine.dispose()))
-            else:
-                own.stop()
+            ending = own.engine.dispose() if loop is here else own.stop()
+            await join(asyncio.ensure_future(ending))
 
     def _make(self) -> OwnEngine:
         if isinstance(self._source, AsyncEngine):
@@ -53,7 +51,7 @@ class OwnEngine:
     """
     An engine and the connections that it has open.
 
-    Those of a loop that has ended cannot be closed by awaiting: their threads are told to stop.
+    Those of another loop cannot be awaited there: their threads are told to stop.
     """
 
     def __init__(self, engine: AsyncEngine) -> None:
@@ -62,11 +60,11 @@ class OwnEngine:
         event.listen(engine.sync_engine, "connect", self._opened)
         event.listen(engine.sync_engine, "close", self._closed)
 
-    def stop(self) -> None:
-        """End all connections without awaiting; what they still do is finished first."""
-        for dbapi in list(self._connections):
-            dbapi.driver_connection.stop()
+    async def stop(self) -> None:
+        """End all connections without their loop; what they still do is finished first."""
+        stopping = [dbapi.driver_connection.stop() for dbapi in self._connections]
         self._connections.clear()
+        await asyncio.gather(*stopping)
 
     def _opened(self, dbapi: Any, _record: object) -> None:
         self._connections.add(dbapi)

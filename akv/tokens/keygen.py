@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, Self, TypeAlias
 
@@ -133,16 +133,24 @@ class CacheKeyGenerator:
             views = [await self._tokens.look(asked.vector, each.driver) for each in transactions]
         except Absent:
             return Private.ABSENT
+        if any(each.closed or each.is_dirty for each in transactions):
+            return Private.DIRTY  # it went on while we read: what we saw may be what its commit is about to write
         if not one_view([(view.database, view.seqs) for view in views]):
             return Private.SNAPSHOT
         found = views[0] if views else await self._tokens.look(asked.vector)
-        for session in asked.sessions:
-            known = record_of_session(session)
-            for transaction, view in zip(transactions, views, strict=True):
-                known.learn(transaction, view.newest)
-            if holds_loaded(session) and not known.covers(self._tokens, found.seqs):
-                return Private.RETAINED
+        self._learn(asked, dict(zip(transactions, views, strict=True)))
+        if not all(self._covers(session, found) for session in asked.sessions):
+            return Private.RETAINED
         return found
+
+    def _learn(self, asked: _Asked, views: Mapping[Transaction, Tokens]) -> None:
+        for transaction, view in views.items():
+            self._tokens.learn(view.newest)
+            for session in asked.sessions:
+                record_of_session(session).learn(transaction, view.newest)
+
+    def _covers(self, session: Session, found: Tokens) -> bool:
+        return not holds_loaded(session) or record_of_session(session).covers(self._tokens, found.seqs)
 
     def _private(self, reason: Private) -> CacheKey:
         self.private[reason] += 1
@@ -153,8 +161,8 @@ class CacheKeyGenerator:
             if state.class_ not in self._warned:
                 self._warned.add(state.class_)
                 warnings.warn(
-                    f"a key made of a detached {state.class_.__qualname__} is private, for its attributes may be of any "
-                    f"age; to depend on the row, pass identifier(obj): {identifier(state.obj())!r}",
+                    f"a key made of a detached {state.class_.__qualname__} is private, for its attributes may be of "
+                    f"any age; to depend on the row, pass identifier(obj): {identifier(state.obj())!r}",
                     RuntimeWarning,
                     stacklevel=4,
                 )

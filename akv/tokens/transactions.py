@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from sqlalchemy import Connection
 
 from akv.errors import UntrackedWriteError
+from akv.own import is_own_statement
 from akv.tokens.capture import accounts_for, record, record_widest
 from akv.tokens.changes import ChangeSet, Frames
 from akv.tokens.opaque import Driver, Effect, Reading
@@ -32,6 +33,7 @@ class _Running(NamedTuple):
     context: Any
     plans: tuple[Plan, ...] | None
     in_flush: bool
+    ignored: bool
 
 
 class Transaction:
@@ -44,7 +46,7 @@ class Transaction:
         stamp: The newest token known before it began; what it loads is at least as new.
         frames: What it has changed.
         session: The session that runs it, if one does.
-        closed: Whether its end was asked for.
+        closed: Whether its end was asked for. Listeners of others may still write before it comes.
     """
 
     def __init__(self, connection: Connection, tokens: DatabaseTokens, *, leftover: bool) -> None:
@@ -96,14 +98,14 @@ class Transaction:
             self.frames.current.anything = True  # somebody wrote through the driver
             self._rows = self.driver.rows_changed
         plans = plans_of(context.compiled) if context.compiled is not None else None
-        self._running = _Running(context, plans, self._is_flushing())
+        ignored = is_own_statement() or not self.driver.in_transaction  # the latter is announced by its author
+        self._running = _Running(context, plans, self._is_flushing(), ignored)
 
     def ran(self, context: Any) -> None:
         """A statement that SQLAlchemy did not build has run."""
         running = self._running
         if running is not None and running.context is context and running.plans is None:
-            if not self._is_untracked(context):
-                self.frames.current.anything = True
+            self.frames.current.anything |= not running.ignored
             self._finished()
 
     def executed(self, context: Any, result: Any) -> None:
@@ -111,7 +113,7 @@ class Transaction:
         running = self._running
         if running is None or running.context is not context or running.plans is None:
             return
-        if not self._is_untracked(context):
+        if not running.ignored:
             changes = self.frames.current
             changes.beside_flush |= not running.in_flush
             record(running.plans, context, result, changes, in_flush=running.in_flush)
@@ -139,7 +141,7 @@ class Transaction:
         """Count a statement that began and never reported back as having changed all that it could."""
         running = self._running
         if running is not None:
-            if self.driver.rows_changed != self._rows:
+            if self.driver.rows_changed != self._rows and not running.ignored:
                 self._count_widest(running)
             self._finished()
 
@@ -162,14 +164,18 @@ class Transaction:
         if self.driver.rows_changed != self._rows and self.driver.in_transaction:
             self.frames.current.anything = True
         self.closed = True
-        return self.frames.merged().identifiers()
+        return self.take()
+
+    def take(self) -> set[str]:
+        """Return the identifiers that changed since the last time, and start over."""
+        changed = self.frames.merged().identifiers()
+        self.frames = Frames()
+        self._rows = self.driver.rows_changed
+        return changed
 
     def _finished(self) -> None:
         self._running = None
         self._rows = self.driver.rows_changed
-
-    def _is_untracked(self, context: Any) -> bool:
-        return not self.driver.in_transaction and bool(context.execution_options.get(UNTRACKED))
 
     def _is_flushing(self) -> bool:
         session = self.session() if self.session is not None else None

@@ -69,7 +69,7 @@ class Worker:
             "SELECT CAST(name AS INTEGER), (SELECT coalesce(sum(total), 0) FROM orders WHERE user_id = users.id) "
             "FROM users WHERE id = ?"
         )
-        return tuple(list(await self.eyes.execute_fetchall(sql, (id_,)))[0])  # type: ignore[return-value]
+        return tuple(next(iter(await self.eyes.execute_fetchall(sql, (id_,)))))  # type: ignore[return-value]
 
     async def read(self) -> None:
         id_ = self.random.randint(1, USERS)

@@ -12,7 +12,7 @@ from typing import Any
 
 import aiosqlite
 import pytest
-from sqlalchemy import event, exc, insert, select, text
+from sqlalchemy import Insert, event, exc, insert, select, text
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
     AsyncSession,
@@ -24,7 +24,7 @@ from sqlalchemy.ext.asyncio import (
 from akv.errors import ClosedError, ConfigurationError, InvalidIdentifierError, UntrackedWriteError
 from akv.tokens.binding import bind
 from akv.tokens.database import DatabaseTokens
-from tests.tokens.world import Base, Line, Order, User, World, records, world
+from tests.tokens.world import Base, Line, Order, User, World, records
 
 ANY = "akv:*#*"
 UNKNOWN = {"akv:*#~", ANY}
@@ -253,6 +253,21 @@ async def test_dml_on_an_autocommit_connection_is_refused_before_it_runs(app: Wo
         await engine.dispose()
 
 
+@pytest.mark.parametrize(
+    "sql", [insert(User).values(id=7), text("INSERT INTO users (id, name) VALUES (7, '')")], ids=["core", "text"]
+)
+async def test_what_a_listener_writes_just_before_commit_is_announced_too(app: World, sql: Any) -> None:
+    """An outbox, for instance, stands on the engine's commit event as we do."""
+    event.listen(app.engine.sync_engine, "commit", lambda connection: connection.execute(sql), once=True)
+    before = await app.tokens_table()
+    async with app.session.begin() as s:
+        s.add(Order(id=1))
+    expected = {"akv:users#7", "akv:users#*"} if isinstance(sql, Insert) else UNKNOWN
+    assert await app.bumped_since(before) >= records(expected | {"akv:orders#1", "akv:orders#*", ANY})
+    async with app.session() as s:
+        assert (await app.keys(await s.get_one(User, 7))).shared
+
+
 async def test_untracked_inside_a_transaction_is_announced_all_the_same(app: World) -> None:
     before = await app.tokens_table()
     async with app.session.begin() as s:
@@ -338,6 +353,25 @@ async def test_refused_bump_rolls_the_write_back(app: World) -> None:
         assert await s.scalar(select(User).where(User.name == "refused")) is None
 
 
+async def test_refused_commit_is_not_committed_by_what_follows_on_the_same_connection(app: World) -> None:
+    impatient = create_async_engine(app.url, connect_args={"timeout": 0})
+    binding = bind(impatient, app.tokens)
+    async with impatient.connect() as connection, aiosqlite.connect(app.path) as other:
+        raw: Any = (await connection.get_raw_connection()).driver_connection
+        await connection.execute(text("CREATE TEMP TABLE mine (id INTEGER)"))
+        await connection.execute(text("INSERT INTO mine VALUES (1)"))  # needs no lock of the file; the bump does
+        await other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(exc.OperationalError, match="locked"):
+            await connection.commit()
+        assert not raw.in_transaction
+        await connection.rollback()
+        await other.rollback()
+        with pytest.raises(exc.OperationalError, match="no such table"):
+            await connection.execute(text("SELECT * FROM mine"))
+    await binding.unbind()
+    await impatient.dispose()
+
+
 async def test_failed_commit_is_not_committed_by_the_next_user_of_the_connection(app: World) -> None:
     async with app.session.begin() as s:
         s.add(Order(id=1))
@@ -372,7 +406,7 @@ async def test_cancelled_commit_is_whole_or_not_at_all(app: World) -> None:
         async with app.session() as s:
             landed = await s.scalar(select(User.id).where(User.name == f"n{steps}"))
         bumped = await app.bumped_since(before)
-        assert (landed is not None) == (f"akv:users#*" in bumped)
+        assert (landed is not None) == ("akv:users#*" in bumped)
         if finished:
             break
     assert finished
@@ -488,6 +522,31 @@ async def test_engine_of_another_file_is_refused_at_its_first_transaction(loose:
         await binding.unbind()
         assert (await s.scalars(select(User))).all() == []
     await engine.dispose()
+
+
+async def test_connection_to_another_file_is_refused_even_if_the_first_one_was_right(
+    app: World, tmp_path: Path
+) -> None:
+    other = World(tmp_path / "other.db")
+    await other.create()
+    elsewhere = False
+
+    def connect(_dialect: Any, _record: Any, _arguments: Any, parameters: dict[str, Any]) -> None:
+        _arguments[:] = [str(other.path if elsewhere else app.path)]
+
+    event.listen(app.engine.sync_engine, "do_connect", connect)
+    assert await bumps(app)
+    await app.engine.dispose()
+    elsewhere = True
+    async with app.session() as s:
+        with pytest.raises(ConfigurationError, match="same file"):
+            await app.keys(User, *(await s.scalars(select(User))))
+        s.add(User())
+        with pytest.raises(ConfigurationError, match="same file"):
+            await s.commit()
+    async with aiosqlite.connect(other.path) as eyes:
+        assert list(await eyes.execute_fetchall("SELECT * FROM users")) == []
+    await other.close()
 
 
 async def test_tables_that_are_not_to_be_created_are_named_when_missing(tmp_path: Path) -> None:

@@ -144,11 +144,13 @@ def test_things_have_the_identifiers_that_the_contract_names() -> None:
     "bad",
     [
         "", "akv", "akv:", "akv:users", "users#1", "akv:#1", "akv:users#", "akv:users#~", "akv:*#~", "akv:*#1",
-        "akv:users#01", "akv:users#+1", "akv:users#-0", "akv:users#'abc", "akv:users#1,", "akv:users#,1", "akv:users#a b",
+        "akv:users#01", "akv:users#+1", "akv:users#-0", "akv:users#'abc", "akv:users#1,", "akv:users#,1",
+        "akv:users#a b",
         "akv:users#%2f", "akv:us ers#1", "akv:a.b.c#1", "akv:users#1#2", "akv:users#*,1", "akv:users#uuid:xyz",
         "akv:users#uuid:00000000000000000000000000000001", "akv:users#decimal:1.50", "akv:users#date:2024-1-2",
         "akv:users#what:1", "akv:users#bytes:0", "akv:users#bytes:FF", "akv:users#null:1", "akv:users#%FF",
-        "akv:label:a b", "akv:label:%2f", "akv:memo:f", "akv:users#1\n", " akv:users#1", "akv:users#float:nan?", "akv:%FF#1",
+        "akv:label:a b", "akv:label:%2f", "akv:memo:f", "akv:users#1\n", " akv:users#1", "akv:users#float:nan?",
+        "akv:%FF#1",
     ],
 )  # fmt: skip
 def test_malformed_identifier_raises_the_named_error(bad: str) -> None:

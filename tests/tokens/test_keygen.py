@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import event, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker, create_async_engine
-from sqlalchemy.orm import selectinload
+from sqlalchemy.orm import DeclarativeBase, Mapped, foreign, mapped_column, selectinload
 
 from akv.errors import ConfigurationError, InvalidIdentifierError, UncacheableArgumentError
 from akv.tokens.identifiers import Label
@@ -308,6 +308,36 @@ async def test_new_subclass_column_changes_keys_of_the_instance_its_class_and_th
         (await s.get_one(Engineer, 1)).skill = "x"
     after = await keys()
     assert {name for name in before if before[name] != after[name]} == {"engineer", "Engineer", "Person", "typed"}
+
+
+async def test_inheritance_that_no_foreign_key_declares_is_followed_by_its_mapper(app: World) -> None:
+    class Apart(DeclarativeBase):
+        pass
+
+    class Animal(Apart):
+        __tablename__ = "animals"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        kind: Mapped[str]
+        __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "animal"}
+
+    class Dog(Animal):
+        __tablename__ = "dogs"
+        dog_id: Mapped[int] = mapped_column("id", primary_key=True)
+        tricks: Mapped[str]
+        __mapper_args__ = {"polymorphic_identity": "dog", "inherit_condition": dog_id == foreign(Animal.id)}
+
+    async with app.engine.begin() as connection:
+        await connection.run_sync(Apart.metadata.create_all)
+    await app.add(Dog(id=1, tricks="none"))
+
+    async def keys() -> list[CacheKey]:
+        async with app.session() as s:
+            return [await app.keys(thing) for thing in (await s.get_one(Animal, 1), Animal, Dog, User)]
+
+    before = await keys()
+    async with app.session.begin() as s:
+        (await s.get_one(Dog, 1)).tricks = "many"
+    assert [old != new for old, new in zip(before, await keys(), strict=True)] == [True, True, True, False]
 
 
 async def test_instance_whose_key_has_several_spellings_depends_on_its_table(app: World) -> None:

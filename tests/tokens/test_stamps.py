@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -15,10 +14,10 @@ from tests.tokens.world import Order, User, World
 
 
 @pytest.fixture
-async def app(keeping_app: World) -> AsyncIterator[World]:
+async def app(keeping_app: World) -> World:
     await keeping_app.add(User(id=1, name="old"), User(id=2, name="b"), Order(id=1, user_id=1))
     await keeping_app.keys(1)  # this process has seen the newest token
-    yield keeping_app
+    return keeping_app
 
 
 async def rename(app: World, id_: int = 1) -> None:

@@ -14,6 +14,7 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased, selectinload
 
+from akv.own import own_statements
 from akv.tokens.identifiers import row_identifier
 from tests.tokens.world import (
     Base,
@@ -49,7 +50,8 @@ async def populate(app: World) -> None:
         Order(id=1, user_id=1), Order(id=2, user_id=1), Order(id=3, user_id=2), Order(id=4),
         Line(order_id=1, number=1), Line(order_id=1, number=2), Line(order_id=3, number=1),
         Person(id=1, name="boss"), Engineer(id=2, name="e", skill="s", boss_id=1), Engineer(id=3, name="f", skill="t"),
-        Document(id=DOCUMENT), Price(amount=Decimal("1.5")), Remark(id=1, about=1), Plain(a=1, b="x"), Plain(a=1, b="1"),
+        Document(id=DOCUMENT), Price(amount=Decimal("1.5")), Remark(id=1, about=1),
+        Plain(a=1, b="x"), Plain(a=1, b="1"),
     )  # fmt: skip
 
 
@@ -496,6 +498,25 @@ async def test_transaction_that_changes_nothing_adds_no_statement(app: World, no
     assert await published(app, nothing) == set()
 
 
+async def test_statements_of_akv_s_own_change_no_identifier(app: World) -> None:
+    async def write(s: AsyncSession) -> None:
+        with own_statements():
+            await s.execute(text("UPDATE users SET name = 'x'"))
+            await insert_values(s)
+            await failing_insert(s)
+
+    await populate(app)
+    rows, tokens = await app.dump(), await app.tokens_table()
+    async with app.session.begin() as s:
+        await write(s)
+    assert await app.dump() != rows
+    assert await app.bumped_since(tokens) == set()
+    async with app.session.begin() as s:
+        await write(s)
+        await update_row(s)
+    assert await app.bumped_since(tokens) == records({"akv:users#1", ANY} | tables("users"))
+
+
 async def test_more_rows_than_the_limit_are_announced_as_rows_of_the_table(app: World) -> None:
     async def many(s: AsyncSession) -> None:
         s.add_all([User(name=str(number)) for number in range(1_001)])
@@ -506,9 +527,27 @@ async def test_more_rows_than_the_limit_are_announced_as_rows_of_the_table(app: 
 
 async def test_trigger_makes_a_write_to_its_table_count_as_anything(app: World) -> None:
     async with app.session.begin() as s:
-        await s.execute(text("CREATE TRIGGER t AFTER UPDATE ON users BEGIN UPDATE tags SET colour = 'changed'; END"))
-    assert await published(app, update_row) >= UNKNOWN
+        await s.execute(text("CREATE TRIGGER t AFTER UPDATE ON orders BEGIN UPDATE tags SET colour = 'x'; END"))
+    assert await published(app, update_child) >= UNKNOWN
     assert not await published(app, inexact_key) >= UNKNOWN
+
+
+async def test_temporary_trigger_counts_too(app: World) -> None:
+    async def write(s: AsyncSession) -> None:
+        await s.execute(text("CREATE TEMP TRIGGER t AFTER UPDATE ON orders BEGIN UPDATE tags SET colour = 'x'; END"))
+        await update_child(s)
+
+    assert await published(app, write) >= UNKNOWN
+    await app.engine.dispose()
+
+
+@pytest.mark.parametrize("after", [insert_row, reads])
+async def test_write_through_the_driver_is_seen_by_what_follows(app: World, after: Write) -> None:
+    async def write(s: AsyncSession) -> None:
+        await raw_driver_connection(s)
+        await after(s)
+
+    assert await published(app, write) >= UNKNOWN
 
 
 async def test_cascade_that_the_metadata_does_not_know_counts_as_anything(app: World) -> None:
