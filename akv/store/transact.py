@@ -95,9 +95,8 @@ def raise_named(error: Exception, busy: BaseException | None) -> NoReturn:
         busy: The last time that somebody else held a lock, if that was so.
     """
     if isinstance(error, Exhausted):
-        if isinstance(error.__cause__, TimeoutError):  # the limit ended yet another wait for a lock
-            error.__cause__ = busy or error.__cause__
-        raise _unavailable(error) from _driver_error(error.__cause__)
+        cause = _driver_error(error.__cause__, busy)
+        raise _unavailable(error, cause) from cause
     if isinstance(error, CommitInterrupted):
         raise OutcomeUnknownError(
             "the connection broke while COMMIT was under way, and this call may not run twice: "

@@ -8,11 +8,11 @@ import json
 import sqlite3
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from functools import cache
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import BigInteger, Column, MetaData, String, Table
 from sqlalchemy import exc as sa_exc
-from sqlalchemy.dialects import sqlite as sqlite_dialect
 from sqlalchemy.schema import CreateTable
 
 from akv.errors import ConfigurationError
@@ -32,8 +32,6 @@ token_table: Final = Table(
 )
 """One row per record; that of the empty name is the counter, and says in ``origin`` which database this is."""
 
-_DIALECT: Final[Any] = sqlite_dialect
-_CREATE: Final = str(CreateTable(token_table, if_not_exists=True).compile(dialect=_DIALECT.dialect()))
 _FOUND: Final = "INSERT INTO akv_token (record, seq, origin) VALUES ('', 0, ?) ON CONFLICT (record) DO NOTHING"
 _READ: Final = "SELECT record, seq, origin FROM akv_token WHERE record IN (SELECT value FROM json_each(?))"
 _COUNT: Final = (
@@ -106,7 +104,7 @@ async def create(driver: Any, origin: str, *, table_too: bool) -> None:
         TableMissingError: The table is missing and not to be created.
     """
     if table_too:
-        await driver.execute(_CREATE)
+        await driver.execute(_create_table())
     try:
         await driver.execute(_FOUND, (origin,))
     except sqlite3.OperationalError as error:
@@ -164,6 +162,15 @@ def raised_as_by_sqlalchemy() -> Iterator[None]:
         raise sa_exc.OperationalError("(tokens of akv, in akv_token)", None, error) from error
     except sqlite3.Error as error:
         raise sa_exc.DatabaseError("(tokens of akv, in akv_token)", None, error) from error
+
+
+@cache
+def _create_table() -> str:
+    """Write the table's DDL; the dialect is imported here, for a program that has no SQLite needs none of it."""
+    from sqlalchemy.dialects import sqlite
+
+    dialect: Any = sqlite
+    return str(CreateTable(token_table, if_not_exists=True).compile(dialect=dialect.dialect()))
 
 
 def _raise_unless_missing(error: sqlite3.OperationalError) -> None:
