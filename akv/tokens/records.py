@@ -28,7 +28,6 @@ token_table: Final = Table(
     Column("seq", BigInteger, nullable=False),
     Column("origin", String(64)),
     info={OWN: True},
-    sqlite_with_rowid=False,
 )
 """One row per record; that of the empty name is the counter, and says in ``origin`` which database this is."""
 
@@ -169,6 +168,7 @@ def _create_table() -> str:
     """Write the table's DDL; the dialect is imported here, for a program that has no SQLite needs none of it."""
     from sqlalchemy.dialects import sqlite
 
+    token_table.dialect_options["sqlite"]["with_rowid"] = False
     dialect: Any = sqlite
     return str(CreateTable(token_table, if_not_exists=True).compile(dialect=dialect.dialect()))
 
