@@ -20,6 +20,7 @@ from akv.aio import PerLoop, join
 from akv.errors import ClosedError, ConfigurationError
 from akv.store.codec import Codec
 from akv.store.engines import Engines, beside, check_borrowed, is_memory, own_engines, parse_url, translated
+from akv.store.entry_verbs import check_flag
 from akv.store.expiry import utc_now
 from akv.store.keys import check_tag, is_encodable
 from akv.store.models import Entries, model_for, table_of
@@ -29,7 +30,7 @@ from akv.store.runtime import Runtime
 from akv.store.serializers import PickleSerializer, check_serializer
 from akv.store.statements import Statements, statements_for
 from akv.store.sweep import Bounds
-from akv.store.verbs import Verbs, check_flag
+from akv.store.verbs import Verbs
 from akv.store.within import Within
 from akv.typing import Clock, Serializer, Tokens
 
