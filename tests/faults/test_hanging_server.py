@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.backends("postgres18-asyncpg", "mariadb")
 
-BRIEF = RetryPolicy(total=0.5)
+BRIEF = RetryPolicy(total=2)
 
 
 async def test_no_call_waits_for_ever(arena: Arena, make_store: MakeStore) -> None:
@@ -31,7 +31,7 @@ async def test_no_call_waits_for_ever(arena: Arena, make_store: MakeStore) -> No
         calls = [kv.get("a"), kv.set("a", 2), kv.incr("n"), kv.delete("b"), kv.touch("a", 60)]
         for error in await asyncio.gather(*map(settled, calls)):
             assert isinstance(error, StoreUnavailableError), error
-            assert error.elapsed >= 0.4
+            assert error.elapsed >= 1.5
         proxy.resume()
         assert await settled(kv.get("a")) == 1
         assert await settled(kv.incr("n")) == 1
