@@ -6,7 +6,7 @@ import asyncio
 import logging
 import sqlite3
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -391,22 +391,21 @@ async def test_failed_commit_is_not_committed_by_the_next_user_of_the_connection
     await assert_usable(app)
 
 
-def _every_step() -> Iterator[int]:
-    """Count; behind 300 turns the loop only waits for SQLite's thread, however long that takes, so by 5 %."""
-    steps = 0
-    while steps < 20_000:
-        yield steps
-        steps = max(steps + 1, steps * 21 // 20) if steps > 300 else steps + 1
+async def _take(steps: int, task: asyncio.Task[None]) -> None:
+    """Let the loop turn so often; behind 300 turns it only waits for SQLite's thread, so wait for that, ever longer."""
+    for _ in range(min(steps, 300)):
+        await asyncio.sleep(0)
+    if steps > 300:
+        await asyncio.wait([task], timeout=0.001 * 1.5 ** (steps - 300))
 
 
 async def test_cancelled_commit_is_whole_or_not_at_all(app: World) -> None:
     """Cancel at every step of the event loop until the commit gets through; token and row always agree."""
     finished = False
-    for steps in _every_step():
+    for steps in range(328):
         before = await app.tokens_table()
         task = asyncio.ensure_future(_commit_one(app, f"n{steps}"))
-        for _ in range(steps):
-            await asyncio.sleep(0)
+        await _take(steps, task)
         finished = task.done()
         task.cancel()
         with pytest.raises((asyncio.CancelledError, exc.SQLAlchemyError)) if not finished else _nothing():
