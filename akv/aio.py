@@ -9,6 +9,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import suppress
 from inspect import CORO_CREATED, getcoroutinestate, iscoroutine
 from typing import Any, Generic, TypeVar
 
@@ -38,8 +39,7 @@ async def join(task: asyncio.Future[T]) -> T:
         except asyncio.CancelledError as error:
             cancelled = error
     if cancelled is not None:
-        if not task.cancelled():
-            task.exception()  # retrieved, so that the loop does not report it as lost
+        retrieve(task)
         raise cancelled
     return task.result()
 
@@ -47,6 +47,24 @@ async def join(task: asyncio.Future[T]) -> T:
 async def join_coroutine(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run *coroutine* to its end, however often the caller is cancelled meanwhile; see :func:`join`."""
     return await join(asyncio.ensure_future(coroutine))
+
+
+def retrieve(task: asyncio.Future[Any]) -> None:
+    """Take note of what a task that has ended raised, so that the loop does not report it as lost."""
+    if not task.cancelled():
+        task.exception()
+
+
+def shielded(task: asyncio.Task[T]) -> asyncio.Future[T]:
+    """
+    Wait for a task that goes on without its callers.
+
+    Returns:
+        A future of its outcome; where all who waited have gone, nobody misses that.
+    """
+    # asyncio.shield() alone leaves an exception that nobody waits for any more to be reported by the loop.
+    task.add_done_callback(retrieve)
+    return asyncio.shield(task)
 
 
 class TimeLimit:
@@ -163,8 +181,11 @@ class OwnedTasks:
         for task in self._tasks:
             task._log_destroy_pending = False  # type: ignore[attr-defined]
             coroutine = task.get_coro()
-            if iscoroutine(coroutine) and getcoroutinestate(coroutine) == CORO_CREATED:
-                coroutine.close()  # it never began, and need not say so
+            if iscoroutine(coroutine) and (task.get_loop().is_closed() or getcoroutinestate(coroutine) == CORO_CREATED):
+                # The garbage collector would do the same, and report that it never began, or that what it was in
+                # the middle of (a greenlet of a thread that has gone) cannot be ended.
+                with suppress(Exception):
+                    coroutine.close()
         self._tasks.clear()
 
 
@@ -186,6 +207,7 @@ class PerLoop(Generic[T]):
         self._make = make
         self._lock = threading.RLock()
         self._values: dict[int, tuple[asyncio.AbstractEventLoop, T]] = {}
+        self._last: tuple[asyncio.AbstractEventLoop, T] | None = None
         _forgotten_by_children.add(self)
 
     def get(self) -> T:
@@ -195,24 +217,29 @@ class PerLoop(Generic[T]):
         Raises:
             RuntimeError: No event loop is running.
         """
+        # Up to Python 3.11 get_running_loop() asks the kernel for the process id: a fifth of a batched get.
+        last = self._last
+        if last is not None and getattr(last[0], "_thread_id", None) == threading.get_ident():
+            return last[1]
         loop = asyncio.get_running_loop()
-        entry = self._values.get(id(loop))
-        if entry is not None and entry[0] is loop:
-            return entry[1]
         with self._lock:
-            entry = self._values[id(loop)] = (loop, self._make())
+            entry = self._values.get(id(loop))
+            if entry is None or entry[0] is not loop:
+                entry = self._values[id(loop)] = (loop, self._make())
+            self._last = entry
         return entry[1]
 
     def take_stale(self) -> list[T]:
         """Remove and return the values of loops that have been closed."""
         with self._lock:
+            self._last = None
             stale = [key for key, (loop, _) in self._values.items() if loop.is_closed()]
             return [self._values.pop(key)[1] for key in stale]
 
     def take_all(self) -> list[tuple[asyncio.AbstractEventLoop, T]]:
         """Remove and return every value with its loop."""
         with self._lock:
-            values, self._values = self._values, {}
+            values, self._values, self._last = self._values, {}, None
         return list(values.values())
 
     def __len__(self) -> int:
@@ -223,7 +250,7 @@ class PerLoop(Generic[T]):
 
     def _forget(self) -> None:
         _inherited.append(self._values)
-        self._values = {}
+        self._values, self._last = {}, None
         self._lock = threading.RLock()
 
 

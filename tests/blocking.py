@@ -37,6 +37,9 @@ _ALLOWED: list[tuple[str, set[str]]] = [
     ("asyncpg/connect_utils.py", {"_parse_connect_dsn_and_args", "_read_password_from_pgpass", "_parse_tls_version"}),
     # redis-py looks up its own version for every connection object it makes.
     ("redis/utils.py", {"get_lib_version"}),
+    # psycopg looks up the connection's time zone when it meets the first timestamp that has one.
+    ("zoneinfo/_tzpath.py", _Every()),
+    ("zoneinfo/_common.py", _Every()),
     # The sync drivers of the tests themselves, who look at a database from outside; akv has no use for PyMySQL.
     ("pymysql/connections.py", _Every()),
     # pytest's handlers write every log record, to /dev/null if to nowhere else.

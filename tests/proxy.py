@@ -82,9 +82,9 @@ class TCPProxy:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.refuse()
-        self.cut()
         while self._links:
-            await asyncio.sleep(0)
+            self.cut()  # again: one that was being accepted or connected was not there the first time
+            await asyncio.sleep(0.001)
 
     async def accept(self) -> None:
         """Listen (again), on the same port as before."""

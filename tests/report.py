@@ -8,10 +8,11 @@ its file where it lies there directly; the backend is that of the fixture
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
 
@@ -45,6 +46,11 @@ _counted: Counter[tuple[str, str]] = Counter()
 def note_counter(backend: str, counter: str, number: int) -> None:
     """Keep what a server counted of the failures that a test provoked on it; printed at the end, added up."""
     _counted[backend, counter] += number
+
+
+def stable_id(value: object) -> str:
+    """Name a parameter of a test: as it looks, without the address that is another one in each worker."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(value) if isinstance(value, str) else repr(value))[:60]
 
 
 def suite_of(nodeid: str) -> str:
@@ -99,6 +105,19 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.when == "call" or not report.passed:
         backend = str(getattr(report, "backend", NO_BACKEND))
         _results[report.nodeid] = Result(backend, suite_of(report.nodeid), report.outcome)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker of several hands its counters over."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["counted"] = [[*key, number] for key, number in _counted.items()]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    for backend, counter, number in getattr(node, "workeroutput", {}).get("counted", ()):
+        note_counter(backend, counter, number)
 
 
 def count(results: Iterable[Result]) -> Counts:

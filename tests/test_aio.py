@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import os
+import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
-from akv.aio import OwnedTasks, PerLoop, TimeLimit, join
+from akv.aio import OwnedTasks, PerLoop, TimeLimit, join, shielded
 
 BOUND = 10.0
 
@@ -158,6 +162,30 @@ async def test_a_loop_gets_the_same_value_again() -> None:
     assert len(made) == 0
 
 
+def test_two_loops_that_change_threads_keep_their_own_values() -> None:
+    numbers = itertools.count()
+    per_loop = PerLoop(lambda: next(numbers))
+
+    async def value() -> int:
+        return per_loop.get()
+
+    def value_in_thread(loop: asyncio.AbstractEventLoop) -> int:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(loop.run_until_complete, value()).result(timeout=10)
+
+    first, second = asyncio.new_event_loop(), asyncio.new_event_loop()
+    try:
+        mine = first.run_until_complete(value())
+        assert value_in_thread(second) != mine
+        assert value_in_thread(first) == mine
+        assert second.run_until_complete(value()) != mine
+        with pytest.raises(RuntimeError, match="no running event loop"):
+            per_loop.get()
+    finally:
+        first.close()
+        second.close()
+
+
 def test_loops_of_many_threads_make_one_value_each() -> None:
     made: PerLoop[object] = PerLoop(object)
     found: list[object] = []
@@ -189,3 +217,48 @@ def test_a_child_of_a_fork_starts_empty_and_the_parent_keeps_its_own() -> None:
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 0
     assert len(made) == 1
+
+
+def test_what_cannot_be_ended_on_a_closed_loop_is_let_go_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
+
+    async def stubborn() -> None:
+        try:
+            await asyncio.sleep(1000)
+        finally:
+            raise RuntimeError("as a greenlet of a thread that has gone")
+
+    async def begin() -> OwnedTasks:
+        tasks = OwnedTasks()
+        tasks.spawn(stubborn(), name="stubborn")
+        await asyncio.sleep(0)
+        return tasks
+
+    loop = asyncio.new_event_loop()
+    tasks = loop.run_until_complete(begin())
+    loop.close()
+    tasks.abandon()
+    del loop
+    gc.collect()
+    assert not said
+    assert not len(tasks)
+
+
+async def test_what_a_task_raises_after_its_last_caller_has_gone_is_not_reported() -> None:
+    said: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(context))
+    go = asyncio.Event()
+
+    async def fail() -> None:
+        await go.wait()
+        raise RuntimeError("for nobody")
+
+    waiting = shielded(asyncio.create_task(fail()))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    go.set()
+    await asyncio.sleep(0.01)
+    gc.collect()
+    await asyncio.sleep(0)
+    assert not said

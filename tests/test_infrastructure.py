@@ -337,7 +337,7 @@ async def test_on_a_backend(backend):
 def test_the_checks_fail_tests_that_deserve_it(tmp_path: Path, require: str, postgres: str) -> None:
     (tmp_path / "test_inner.py").write_text(INNER)
     nowhere = {"AKV_TEST_POSTGRES_URL": "postgresql://nobody:secret@127.0.0.1:1/none", "AKV_TEST_REQUIRE": require}
-    command = [sys.executable, "-m", "pytest", "-vv", "-p", "tests.conftest", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-vv", "-p", "tests.conftest", "-p", "no:cacheprovider"]
     options = ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(tmp_path), str(tmp_path)]
     run = subprocess.run(
         [*command, *options],

@@ -8,9 +8,9 @@ import asyncio
 import atexit
 import math
 import warnings
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from weakref import WeakMethod, WeakSet
 
 from sqlalchemy import URL, delete
@@ -33,6 +33,8 @@ from akv.store.sweep import Bounds
 from akv.store.verbs import Verbs
 from akv.store.within import Within
 from akv.typing import Clock, Serializer, Tokens
+
+T = TypeVar("T")
 
 _LOOK_AGAIN = 0.05
 """Seconds between two looks whether a loop still runs: one that ends answers nobody."""
@@ -185,6 +187,14 @@ class Store(Verbs):
 
     def _run(self, operation: Operation[Any]) -> Awaitable[Any]:
         return self._runtime().run(operation)
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
+        """Start a task in the background that the store owns and cancels when it closes."""
+        try:
+            return self._runtime().spawn(coroutine, name=name)
+        except BaseException:
+            coroutine.close()
+            raise
 
     def _runtime(self) -> Runtime:
         self._check_open()

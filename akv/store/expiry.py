@@ -80,17 +80,6 @@ def to_expire(expire: Expire, now: datetime) -> datetime | None:
     return _within_range(_after_seconds(now, expire))
 
 
-def is_dead(expire: datetime | None, now: datetime) -> bool:
-    """
-    Tell whether an entry is dead; it is so at its very instant.
-
-    Args:
-        expire: Naive UTC, or None for no end.
-        now: Naive UTC.
-    """
-    return expire is not None and expire <= now
-
-
 def _after_seconds(now: datetime, seconds: float) -> datetime:
     try:
         if not math.isfinite(seconds):

@@ -55,12 +55,14 @@ class Waiting(Generic[Op]):
 
 
 class Lane(Generic[Op]):
-    """Operations of one event loop on their way into batches."""
+    """Operations of one event loop on their way into batches; closed until its statements are known."""
 
-    def __init__(self, transactor: Transactor, sql: Statements, tasks: OwnedTasks) -> None:
+    _sql: Statements
+
+    def __init__(self, transactor: Transactor, tasks: OwnedTasks) -> None:
         self._transactor = transactor
-        self._sql = sql
         self._tasks = tasks
+        self._is_open = False
         self._loop = asyncio.get_running_loop()
         self._waiting: list[Waiting[Op]] = []
         self._flying = 0
@@ -78,6 +80,25 @@ class Lane(Generic[Op]):
         self._wake()
         return future
 
+    def open(self, sql: Statements) -> None:
+        """Let batches leave, in the order in which their calls came."""
+        self._sql = sql
+        self._is_open = True
+        self._wake()
+
+    def fail(self, error: BaseException) -> None:
+        """Tell those who wait for the lane to open why it does not; it may be opened later."""
+        waiting, self._waiting = self._waiting, []
+        for one in waiting:
+            if isinstance(error, Exception):
+                one.resolve(Failed(own_copy(error)))
+            else:
+                one.future.cancel()
+
+    def forget(self) -> None:
+        """Let nobody wait any more, for their event loop has ended: no batch may leave on another one."""
+        self._waiting.clear()
+
     def _wake(self) -> None:
         """
         Let the next batch leave in the loop's next turn.
@@ -85,7 +106,7 @@ class Lane(Generic[Op]):
         What is called until then joins it. After a batch has landed, that turn comes behind the wake-ups of its
         callers, so that what they call next is on board.
         """
-        if self._waiting and not self._boarding and self._has_room():
+        if self._waiting and self._is_open and not self._boarding and self._has_room():
             self._boarding = True
             self._flying += 1
             self._tasks.spawn(self._fly(), name="akv batch")
@@ -194,8 +215,8 @@ class WriteLane(Lane[Operation[Any]]):
     for, is held back; so the writes of a row happen in the order of their calls.
     """
 
-    def __init__(self, transactor: Transactor, sql: Statements, tasks: OwnedTasks) -> None:
-        super().__init__(transactor, sql, tasks)
+    def __init__(self, transactor: Transactor, tasks: OwnedTasks) -> None:
+        super().__init__(transactor, tasks)
         self._held: set[Pair] = set()
         self._whole_table = False
         self._slow = 0

@@ -94,7 +94,14 @@ def _get(conn: Connection, sql: Statements, gets: Sequence[Get]) -> list[Any]:
     if len(gets) == 1:
         return [sql.read(conn, gets[0].pairs)]
     rows = sql.read(conn, list(dict.fromkeys(pair for get in gets for pair in get.pairs)))
-    return [{pair: rows[pair] for pair in get.pairs if pair in rows} for get in gets]
+    return [_found(rows, get.pairs) for get in gets]
+
+
+def _found(rows: dict[Pair, Row], pairs: Sequence[Pair]) -> dict[Pair, Row]:
+    if len(pairs) > 1:
+        return {pair: rows[pair] for pair in pairs if pair in rows}
+    row = rows.get(pairs[0]) if pairs else None
+    return {} if row is None else {pairs[0]: row}
 
 
 def _set(conn: Connection, sql: Statements, sets: Sequence[Set]) -> list[Any]:

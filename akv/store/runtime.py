@@ -7,16 +7,16 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Table
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from akv.aio import OwnedTasks, join
+from akv.aio import OwnedTasks, join, retrieve, shielded
 from akv.store.abandoned import OpenConnections
 from akv.store.engines import Engines
 from akv.store.lanes import ReadLane, WriteLane
@@ -28,6 +28,8 @@ from akv.store.sessions import Sessions
 from akv.store.statements import Statements, direct_statements_for, statements_for
 from akv.store.sweep import Bounds, Sweeper
 from akv.store.transact import Transactor
+
+T = TypeVar("T")
 
 _PARALLEL_SCANS = 2
 
@@ -54,11 +56,12 @@ class Runtime:
         self._transactor = Transactor(self._sessions, policy)
         self._scans = asyncio.Semaphore(_PARALLEL_SCANS)
         self._sweeper = Sweeper(self.run, bounds, now)
-        self._lanes: tuple[ReadLane, WriteLane] | None = None
+        self._calls = OwnedTasks()
+        self._reads = ReadLane(self._transactor, self._calls)
+        self._writes = WriteLane(self._transactor, self._calls)
         self._sql: Statements | None = None
         self._preparing: asyncio.Task[Statements] | None = None
         self._beside: tuple[type[Operation[Any]], ...] = (Count, Page, Tags)
-        self._calls = OwnedTasks()
         self._background = OwnedTasks()
         self._closing = OwnedTasks()
         self._lent = 0
@@ -71,43 +74,50 @@ class Runtime:
         Guarantees:
             A cancelled caller leaves no trace: what is on its way goes on in a task of the store.
         """
-        if self._lanes is None:
-            # A task of ours, so that aclose() waits for it.
-            return asyncio.shield(self._calls.spawn(self._run_once_ready(operation), name="akv first use"))
-        reads, writes = self._lanes
+        if self._sql is None:
+            self._prepared()  # The lanes are closed meanwhile: the first calls wait there, in their order.
         if isinstance(operation, Get):
-            return reads.submit(operation)
+            return self._reads.submit(operation)
         if isinstance(operation, self._beside):
-            return asyncio.shield(self._calls.spawn(self._run_beside(operation), name="akv scan"))
-        future = writes.submit(self._sweeper.weighing(operation))
+            return shielded(self._calls.spawn(self._run_beside(operation), name="akv scan"))
+        future = self._writes.submit(self._sweeper.weighing(operation))
         if self._sweeper.wrote(operation):
             # Submitted here, so that no write of another task gets before it.
-            self._background.spawn(self._sweeper.evict(writes.submit(self._sweeper.eviction())), name="akv evict")
+            self._background.spawn(self._sweeper.evict(self._writes.submit(self._sweeper.eviction())), name="akv evict")
         return future
-
-    async def _run_once_ready(self, operation: Operation[Any]) -> Any:
-        await self.ready()
-        return await self.run(operation)
 
     async def ready(self) -> Statements:
         """Prepare the table once; callers that come meanwhile wait for the same preparation."""
         while self._sql is None:
-            if self._preparing is None or self._preparing.done():
-                self._preparing = self._calls.spawn(self._prepare(), name="akv prepare")
-            await asyncio.shield(self._preparing)
+            await asyncio.shield(self._prepared())
         return self._sql
 
+    def _prepared(self) -> asyncio.Task[Statements]:
+        if self._preparing is None or self._preparing.done():
+            # A task of ours, so that aclose() waits for it and for the calls that it lets go.
+            self._preparing = self._calls.spawn(self._prepare(), name="akv prepare")
+            self._preparing.add_done_callback(retrieve)  # those who wait in the lanes are told otherwise
+        return self._preparing
+
     async def _prepare(self) -> Statements:
+        try:
+            return await self._open_lanes()
+        except BaseException as error:
+            self._reads.fail(error)
+            self._writes.fail(error)
+            raise
+
+    async def _open_lanes(self) -> Statements:
+        """Learn what table there is, and open the lanes."""
         table, create = self._table, self._create
         traits = await self._transactor.run(lambda conn: prepare(conn, table, create=create), is_short=True)
         # Only a connection knows whether the server is MariaDB or MySQL, so the statements come after it.
         dialect = self._engines.lanes.dialect
-        sql = self._sql = statements_for(dialect)(table, dialect, traits)
+        sql = statements_for(dialect)(table, dialect, traits)
         direct = direct_statements_for(dialect)(table, dialect, traits)
-        self._lanes = (
-            ReadLane(self._transactor, direct, self._calls),
-            WriteLane(self._transactor, direct, self._calls),
-        )
+        self._sql = sql  # from here on nothing fails: without it, the next call prepares again
+        self._reads.open(direct)
+        self._writes.open(direct)
         if sql.locks_rows:
             self._beside = (*self._beside, Purge)  # which passes over what others have locked
         if self._bounds.every is not None:
@@ -119,6 +129,10 @@ class Runtime:
         sql = await self.ready()
         async with self._scans:
             return (await self._transactor.run(lambda conn: complete(conn, sql, [operation])))[0]
+
+    def spawn(self, coroutine: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
+        """Start a task in the background, which :meth:`aclose` cancels."""
+        return self._background.spawn(coroutine, name=name)
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[AsyncSession]:
@@ -189,6 +203,8 @@ class Runtime:
 
     def drop(self) -> None:
         """Let go of tasks and connections whose event loop has ended: nothing of theirs can be awaited any more."""
+        self._reads.forget()
+        self._writes.forget()
         for tasks in (self._background, self._calls, self._closing):
             tasks.abandon()
         if sys.is_finalizing():

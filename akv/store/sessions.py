@@ -56,9 +56,11 @@ class Sessions:
         return result
 
     async def aclose(self) -> None:
-        """Give the connections back to the pool."""
+        """Give the connections back to the pool; those of a loop that ends meanwhile are left to :meth:`drop`."""
         while self._idle:
-            await join_coroutine(self._idle.pop().close())
+            # Awaited here rather than in a task of its own, which such a loop would never begin.
+            await self._idle[-1].close()
+            self._idle.pop()
 
     def drop(self) -> None:
         """Forget connections whose event loop has ended, without the pool mourning them."""

@@ -21,7 +21,7 @@ T = TypeVar("T")
 NOON = datetime(2026, 1, 1, 12)
 """What the clock of the suite shows at first, naive UTC."""
 MICROSECOND = timedelta(microseconds=1)
-PATIENCE = 30
+PATIENCE = 60
 """Seconds after which a wait is a failure."""
 JUNK = b"\x00 no serializer wrote this"
 

@@ -14,6 +14,7 @@ from akv.typing import DEFAULT
 from tests.backends import Backend
 from tests.conftest import MakeStore
 from tests.contract.helpers import collected, dump, engine_on, session_on, together
+from tests.report import stable_id
 from tests.servers import look
 
 
@@ -221,7 +222,7 @@ WRONG: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("options", WRONG, ids=str)
+@pytest.mark.parametrize("options", WRONG, ids=stable_id)
 def test_a_wrong_option_is_refused_at_once(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         AsyncKVAlchemy("sqlite+aiosqlite://", **options)
@@ -232,7 +233,9 @@ def test_options_have_names() -> None:
         AsyncKVAlchemy("sqlite+aiosqlite://", True)  # type: ignore[call-arg]
 
 
-@pytest.mark.parametrize("target", ["no url", "sqlite://", "oracle+oracledb_async://h/d", None, 1, object()], ids=str)
+@pytest.mark.parametrize(
+    "target", ["no url", "sqlite://", "oracle+oracledb_async://h/d", None, 1, object()], ids=stable_id
+)
 def test_what_is_no_async_database_is_refused_at_once(target: Any) -> None:
     with pytest.raises(ConfigurationError):
         AsyncKVAlchemy(target)

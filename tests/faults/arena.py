@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
+import threading
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,9 +85,9 @@ class Arena:
         """End a connection from the server's side."""
         look(self.url, _KILL[self.dialect].format(session))
 
-    async def until(self, condition: Callable[[], bool], what: str) -> None:
+    async def until(self, condition: Callable[[], bool], what: str, seconds: float = BOUND) -> None:
         """Wait on the server's books while the event loop goes on."""
-        await asyncio.to_thread(wait_until, condition, what)
+        await asyncio.to_thread(wait_until, condition, what, seconds)
 
     @asynccontextmanager
     async def foreigner(self, *settings: str) -> AsyncIterator[AsyncConnection]:
@@ -107,6 +108,12 @@ async def lock_row(connection: AsyncConnection, table: str, key: str) -> None:
     quote = "`" if connection.dialect.name != "postgresql" else '"'
     wanted = text(f"SELECT 1 FROM {quote}{table}{quote} WHERE {quote}key{quote} = :key FOR UPDATE")
     assert (await connection.execute(wanted, {"key": key})).all(), f"no row of {key!r} to lock"
+
+
+def sqlite_threads() -> set[int]:
+    """Return the numbers of the threads that serve connections to SQLite, each one of its own."""
+    found = (re.match(r"Thread-(\d+) \(_connection_worker", thread.name) for thread in threading.enumerate())
+    return {int(match[1]) for match in found if match}
 
 
 async def settled(future: Awaitable[Any]) -> Any:

@@ -242,6 +242,21 @@ async def test_a_call_cancelled_while_it_waits_for_a_row(backend: Backend, make_
     assert await kv.get("a") in (2, 3, 4)  # a cancelled write may land later
 
 
+@pytest.mark.backends("sqlite-file", "postgres18", "mariadb")
+async def test_a_cancelled_first_write_never_lands_after_a_later_one(backend: Backend, make_store: MakeStore) -> None:
+    for step in range(1, MOST_STEPS):
+        url = backend.fresh_url() if step == 1 or backend.dialect == "sqlite" else backend.url
+        kv = await make_store(url, table=f"t{step}_{id(backend)}")
+        cancelled = await was_cancelled(step, kv.set("a", "cancelled"))
+        await kv.set("a", step)
+        await at_rest(kv)
+        assert await kv.get("a") == step
+        await kv.aclose()
+        if not cancelled:
+            return
+    pytest.fail(f"still not complete after {MOST_STEPS} steps")
+
+
 async def test_a_cancelled_write_never_lands_after_a_later_one(make_store: MakeStore) -> None:
     kv = await make_store()
     for turns in range(30):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,7 +10,8 @@ from sqlalchemy import make_url
 
 from akv.errors import StoreError, StoreUnavailableError
 from akv.store.retry import RetryPolicy
-from tests.faults.arena import BOUND, settled
+from tests.faults.arena import BOUND, settled, sqlite_threads
+from tests.private import wait_until
 
 if TYPE_CHECKING:
     from tests.backends import Backend
@@ -44,7 +46,10 @@ async def test_a_table_that_is_missing_and_not_to_be_made(backend: Backend, make
 
 @pytest.mark.backends("sqlite-file")
 async def test_a_file_that_cannot_be_opened(make_store: MakeStore) -> None:
+    before = sqlite_threads()
     kv = await make_store("sqlite+aiosqlite:////no/such/folder/app.db", retry=ENDLESS)
     error = await settled(kv.get("a"))
+    # aiosqlite's thread ends behind the error, and could not answer to a loop that has been closed.
+    await asyncio.to_thread(wait_until, lambda: sqlite_threads() <= before, "the thread has ended")
     assert isinstance(error, StoreError), error
     assert "unable to open database file" in str(error)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import re
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from akv.errors import ClosedError, ConfigurationError
 from akv.store.client import Store
-from tests.faults.arena import BOUND, SESSIONS, run_program
+from tests.faults.arena import BOUND, SESSIONS, run_program, sqlite_threads
 from tests.private import wait_until
 from tests.servers import look
 
@@ -38,8 +37,7 @@ def in_thread(target: Callable[[], Any]) -> Any:
 def sessions(backend: Backend, url: str) -> set[int]:
     """The server's ids of the connections to a database; SQLite: the threads that serve its connections."""
     if backend.dialect == "sqlite":
-        found = (re.match(r"Thread-(\d+) \(_connection_worker", thread.name) for thread in threading.enumerate())
-        return {int(match[1]) for match in found if match}
+        return sqlite_threads()
     return {int(number) for (number,) in look(url, SESSIONS[backend.dialect])}
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from akv.errors import ConfigurationError, InvalidExpireError
-from akv.store.expiry import EARLIEST, LATEST, is_dead, naive, to_expire, utc_now
+from akv.store.expiry import EARLIEST, LATEST, naive, to_expire, utc_now
 from akv.testing import FakeClock
 
 NOW = datetime(2026, 1, 1, 12, 30, 15, 123456)
@@ -171,13 +171,6 @@ def test_every_expire_becomes_a_storable_instant_or_the_named_error(expire: Any)
     except InvalidExpireError:
         return
     assert result is None or EARLIEST <= result <= LATEST
-
-
-def test_an_entry_is_dead_at_its_instant_and_not_before() -> None:
-    assert not is_dead(NOW + MICROSECOND, NOW)
-    assert is_dead(NOW, NOW)
-    assert is_dead(NOW - MICROSECOND, NOW)
-    assert not is_dead(None, NOW)
 
 
 def test_the_clock_of_the_system_is_asked_at_each_call() -> None:

@@ -19,7 +19,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from akv.store.operations import Pair, Record, Row
 from akv.store.statements.base import Traits, by_pair
 from akv.store.statements.postgres import PostgresStatements, arrays, record_arrays
-from akv.store.statements.sqlite import SQLiteStatements, as_json, placeholders, stored_values
+from akv.store.statements.sqlite import SQLiteStatements, as_array, as_json, placeholders, stored_values
 
 T = TypeVar("T")
 
@@ -31,6 +31,7 @@ class DirectPostgres(PostgresStatements):
         super().__init__(table, dialect, traits)
         self._one_sql, self._one_names = compiled(self._one, dialect)
         self._many_sql, self._many_names = compiled(self._many, dialect)
+        self._of_one_tag_sql, self._of_one_tag_names = compiled(self._of_one_tag, dialect)
         self._upsert_sql, self._upsert_names = compiled(self._upsert, dialect)
 
     def read_one(self, conn: Connection, pair: Pair) -> dict[Pair, Row]:
@@ -40,8 +41,13 @@ class DirectPostgres(PostgresStatements):
 
     def read_many(self, conn: Connection, pairs: Sequence[Pair]) -> dict[Pair, Row]:
         """Read rows in one statement: the pairs are one parameter, or two."""
-        named = arrays(pairs)
-        return self._fetch(conn, self._many_sql, [named[name] for name in self._many_names])
+        named: dict[str, Any] = arrays(pairs)
+        tags = set(named["tags"])
+        if len(tags) > 1:
+            return self._fetch(conn, self._many_sql, [named[name] for name in self._many_names])
+        # Almost every batch is of one tag; asyncpg takes a look at each element of an array.
+        named["tag"] = tags.pop()
+        return self._fetch(conn, self._of_one_tag_sql, [named[name] for name in self._of_one_tag_names])
 
     def upsert_many(self, conn: Connection, records: Sequence[Record]) -> None:
         """Store at most one chunk of rows in one statement."""
@@ -60,6 +66,7 @@ class DirectSQLite(SQLiteStatements):
         super().__init__(table, dialect, traits)
         self._one_sql, self._one_names = compiled(self._one, dialect)
         self._many_sql, _ = compiled(self._many, dialect)
+        self._of_one_tag_sql, self._of_one_tag_names = compiled(self._of_one_tag, dialect)
 
     def read_one(self, conn: Connection, pair: Pair) -> dict[Pair, Row]:
         """Read one row."""
@@ -68,7 +75,11 @@ class DirectSQLite(SQLiteStatements):
 
     def read_many(self, conn: Connection, pairs: Sequence[Pair]) -> dict[Pair, Row]:
         """Read rows in one statement: the pairs are one parameter, or two."""
-        return _parsed(self._fetch(conn, self._many_sql, list(as_json(pairs).values())))
+        tags = {tag for _, tag in pairs}
+        if len(tags) > 1:
+            return _parsed(self._fetch(conn, self._many_sql, list(as_json(pairs).values())))
+        named = {"keys": as_array([key for key, _ in pairs]), "tag": tags.pop()}
+        return _parsed(self._fetch(conn, self._of_one_tag_sql, [named[name] for name in self._of_one_tag_names]))
 
     def upsert_many(self, conn: Connection, records: Sequence[Record]) -> None:
         """Store at most one chunk of rows in one statement."""

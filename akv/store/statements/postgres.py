@@ -33,6 +33,11 @@ class PostgresStatements(Statements):
             f"SELECT u.k, u.t, r.* FROM {_PAIRS} CROSS JOIN LATERAL "
             f"(SELECT k.{self.value}, k.{self.expire} FROM {self.name} k WHERE {same} OFFSET 0) r"
         )
+        self._of_one_tag = self._rows(
+            f"SELECT u.k, r.* FROM unnest(CAST(:keys AS text[])) AS u(k) CROSS JOIN LATERAL "
+            f"(SELECT k.{self.tag}, k.{self.value}, k.{self.expire} FROM {self.name} k "
+            f"WHERE k.{self.key} = u.k AND k.{self.tag} = :tag OFFSET 0) r"
+        )
         self._upsert = self._text(
             f"INSERT INTO {self.name} ({self.columns}) SELECT u.k, u.t, u.v, u.e FROM {_RECORDS} "
             f"ON CONFLICT ({self.key}, {self.tag}) DO UPDATE "

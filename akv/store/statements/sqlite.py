@@ -32,6 +32,10 @@ class SQLiteStatements(Statements):
         # CROSS JOIN keeps SQLite from scanning the table and looking into the JSON for each row.
         same = f"{_PAIRS} CROSS JOIN {self.name} k ON k.{self.key} = {_KEY} AND k.{self.tag} = {_TAG}"
         self._many = self._rows(f"SELECT {self.qualified('k')} FROM {same}")
+        self._of_one_tag = self._rows(
+            f"SELECT {self.qualified('k')} FROM json_each(:keys) p "
+            f"CROSS JOIN {self.name} k ON k.{self.key} = p.value AND k.{self.tag} = :tag"
+        )
         self._bare = self._rows(f"SELECT {self.qualified('k', values=False)} FROM {same}")
         self._delete = self._rows(
             f"DELETE FROM {self.name} WHERE rowid IN (SELECT k.rowid FROM {same}) RETURNING {self.bare}"
@@ -88,6 +92,11 @@ class SQLiteStatements(Statements):
 def as_json(pairs: Sequence[Pair]) -> dict[str, str]:
     """Turn pairs into one JSON parameter."""
     return {"pairs": json.dumps(pairs, ensure_ascii=False)}
+
+
+def as_array(keys: Sequence[str]) -> str:
+    """Turn keys into one JSON parameter."""
+    return json.dumps(keys, ensure_ascii=False)
 
 
 def stored_values(records: Sequence[Record]) -> list[Any]:
