@@ -8,6 +8,7 @@ never to nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime, time
 from itertools import product
 from typing import Any, TypeAlias
 
@@ -47,6 +48,7 @@ def record(plans: Iterable[Plan], context: Any, result: Any, changes: ChangeSet,
     for plan in plans:
         if is_own(plan.table):
             continue
+        changes.add_context(plan.table.metadata, context.execution_options.get("schema_translate_map"))
         recorder = _Recorder(changes, in_flush)
         try:
             for row in list(_rows(plan, context, result)):
@@ -128,7 +130,7 @@ class _Recorder:
 
     def row(self, table: Table, key: Key, parents: Mapping[Link, list[Key] | None], *, kind: Kind) -> None:
         row = row_of(table, key)
-        if row is None:
+        if row is None or not self._is_kept(key, given=kind == "insert"):
             self._changes.add_unknown(name_of(table))
         else:
             self._changes.add_row(name_of(table), row)
@@ -157,15 +159,30 @@ class _Recorder:
             if None in key:
                 continue
             row = row_of(link.parent, key) if link.exact else None
-            if row is None:
+            if row is None or not self._is_kept(key, given=False):
                 self._changes.add_unknown(name)
             else:
                 self._changes.add_row(name, row, touches_table=False)
 
+    def _is_kept(self, key: Key, *, given: bool) -> bool:
+        """
+        Tell whether a row that a key finds is spelled as the key is.
+
+        To MariaDB 'BOB ' is 'bob' in most collations, unless the row is *given* just now; and it rounds times.
+        """
+        if self._changes.dialect != "mysql":
+            return True
+        return not any(
+            value.microsecond if isinstance(value, datetime | time) else isinstance(value, str) and not given
+            for value in key
+        )
+
     def actions(self, plan: Plan) -> None:
         """Add what the database does on its own when rows go, or when columns change that others refer to."""
         relations = relations_of(plan.table)
-        if plan.kind == "delete" or plan.widened or replaces_on_conflict(plan.table):
+        lost = plan.kind == "delete" or plan.widened or replaces_on_conflict(plan.table)
+        self._changes.add_effect(plan.table.name, lost=lost, columns=plan.columns)
+        if lost:
             self._follow(relations.deleted, {plan.table})
         if plan.widened or plan.kind == "update":
             self._follow([action for action in relations.rekeyed if _may_rekey(plan, action.link)], {plan.table})
@@ -228,10 +245,8 @@ def _given(link: Link, parameters: Parameters) -> list[Key] | None:
 def _hit(plan: Plan, pins: Pins, parameters: Parameters) -> Iterator[_Row]:
     """Return the rows that agree with one alternative: as they were, and as they became where their key was set."""
     columns = list(plan.table.primary_key.columns)
-    if any(column.key not in pins for column in columns):
-        raise Unknown
     links = {link: _pointed_at(plan, link, pins, parameters) for link in relations_of(plan.table).parents}
-    for key in product(*(pins[column.key](parameters) for column in columns)):
+    for key in possible_keys(pins, columns, parameters):
         yield key, links
         if any(column.key in plan.assigned for column in columns):
             yield (
@@ -240,11 +255,33 @@ def _hit(plan: Plan, pins: Pins, parameters: Parameters) -> Iterator[_Row]:
             )
 
 
+def possible_keys(pins: Pins, columns: Sequence[Column[Any]], parameters: Parameters) -> Iterable[Key]:
+    """
+    Return every combination of values that *columns* may have.
+
+    Raises:
+        Unknown: One of them may have any.
+    """
+    if all(column.key in pins for column in columns):
+        return product(*(pins[column.key](parameters) for column in columns))
+    found: list[dict[str, Any]] = [{}]
+    for names, read in pins.items():
+        group = (names,) if isinstance(names, str) else names
+        rows = [(value,) for value in read(parameters)] if isinstance(names, str) else read(parameters)
+        if any(column.key in group for column in columns):
+            found = [{**each, **dict(zip(group, row, strict=True))} for each in found for row in rows]
+    try:
+        return dict.fromkeys(tuple(each[column.key] for column in columns) for each in found)
+    except KeyError:
+        raise Unknown from None
+
+
 def _pointed_at(plan: Plan, link: Link, pins: Pins, parameters: Parameters) -> list[Key] | None:
     """Return the parents before and after, if the statement alone tells both."""
-    if any(column.key not in pins for column in link.local):
+    try:
+        before = [*possible_keys(pins, link.local, parameters)]
+    except Unknown:
         return None
-    before = [*product(*(pins[column.key](parameters) for column in link.local))]
     after = [
         tuple(_after(plan, column, value, parameters) for column, value in zip(link.local, key, strict=True))
         for key in before

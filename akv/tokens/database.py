@@ -12,11 +12,10 @@ import asyncio
 import logging
 import sqlite3
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, Final, TypeVar
 from uuid import uuid4
 
-from sqlalchemy import Connection, Engine, MetaData
+from sqlalchemy import Engine, MetaData
 from sqlalchemy import exc as sa_exc
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -24,16 +23,15 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from akv.aio import join
 from akv.errors import ClosedError, ConfigurationError
 from akv.tokens import records
+from akv.tokens.backend import Absent, Announcement
+from akv.tokens.drivers import Driver
 from akv.tokens.engines import OwnEngines
 from akv.tokens.identifiers import (
-    GLOBAL_WRITE_TOKEN,
     check_identifier,
-    plain_table_name,
     record_of,
-    touched_by,
     vector_of,
 )
-from akv.tokens.opaque import Driver
+from akv.tokens.rules import Epoch, Record, Seen, Token, stamp_of
 from akv.tokens.things import touched_by_thing
 
 T = TypeVar("T")
@@ -45,32 +43,18 @@ _TWO_DATABASES: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """
-    Tokens of some identifiers, all of one snapshot of the database.
-
-    Attributes:
-        database: What database they are of.
-        newest: The newest token there is in the snapshot.
-        seqs: The token of each identifier, in the order asked for; 0: never bumped.
-    """
-
-    database: str
-    newest: int
-    seqs: tuple[int, ...]
-
-
 class DatabaseTokens:
     """
     Tokens in the SQLite file that holds the data: no server, any number of processes.
 
     Attributes:
         metadata: The table ``akv_token``, for Alembic and for ``create_tables=False``.
-        newest: The newest token that this process has seen committed.
+        stamp: The newest token that this process has seen committed.
+        in_snapshot: Tokens are read in the snapshot of an open transaction.
     """
 
     metadata: ClassVar[MetaData] = records.metadata
+    in_snapshot: bool = True
 
     def __init__(self, target: str | URL | AsyncEngine, *, slots: int = 2**20, create_tables: bool = True) -> None:
         """
@@ -90,7 +74,7 @@ class DatabaseTokens:
         _check_database(url)
         if type(slots) is not int or not 1 <= slots <= 2**40:
             raise ConfigurationError(f"slots must be an int from 1 to 2**40, not {slots!r}")
-        self.newest = 0
+        self.stamp: Token | None = None
         self._slots = slots
         self._create_tables = create_tables
         self._url = url
@@ -115,8 +99,8 @@ class DatabaseTokens:
         """
         vectors = {name: vector_of(check_identifier(name)) for name in identifiers}
         wanted = list(dict.fromkeys(member for vector in vectors.values() for member in vector))
-        seqs = dict(zip(wanted, (await self.look(wanted)).seqs, strict=True))
-        return {name: ".".join(str(seqs[member]) for member in vector) for name, vector in vectors.items()}
+        found = dict(zip(wanted, (await self.look(wanted)).records, strict=True))
+        return {name: ".".join(str(found[member].seq) for member in vector) for name, vector in vectors.items()}
 
     async def bump(self, identifiers: Sequence[str]) -> None:
         """
@@ -151,13 +135,16 @@ class DatabaseTokens:
 
     # --- for the rooms beside this one ---------------------------------------------------------------------------
 
-    async def look(self, identifiers: Sequence[str], driver: Driver | None = None) -> Tokens:
+    async def look(self, identifiers: Sequence[str], driver: Driver | None = None) -> Seen:
         """
         Read tokens in one snapshot.
 
         Args:
             identifiers: What to read, exactly these.
             driver: A connection with a transaction open, to read in its snapshot; None: the newest.
+
+        Returns:
+            What it showed; the database is one epoch for ever, without marks.
 
         Raises:
             Absent: The snapshot of the transaction is older than the table.
@@ -171,13 +158,17 @@ class DatabaseTokens:
             with records.raised_as_by_sqlalchemy():
                 read = await records.read_records(driver.connection, names)
         self._check_origin(read.origin)
+        found = tuple([Record(read.origin, read.seqs.get(name, 0), ()) for name in names])
+        seen = Seen("", Epoch(read.origin, "", active=True), read.newest, found)
         if driver is None:
-            self.learn(read.newest)
-        return Tokens(read.origin, read.newest, tuple(read.seqs.get(name, 0) for name in names))
+            self.learn(seen)
+        return seen
 
-    def learn(self, newest: int) -> None:
-        """Note a token that was committed for sure: what begins from now on sees it."""
-        self.newest = max(self.newest, newest)
+    def learn(self, seen: Seen) -> None:
+        """Note tokens that were committed for sure: what begins from now on sees them."""
+        newest, stamp = stamp_of(seen), self.stamp
+        if newest is not None and (stamp is None or stamp.epoch != newest.epoch or stamp.seq < newest.seq):
+            self.stamp = newest
 
     def check_engine(self, engine: Engine) -> None:
         """
@@ -188,54 +179,55 @@ class DatabaseTokens:
         """
         _check_database(engine.url)
 
-    def prepare(self, driver: Driver) -> None:
+    def attach(self, engine: Engine) -> None:
+        """Nothing is kept for an engine."""
+
+    def detach(self, engine: Engine) -> None:
+        """Nothing is kept for an engine."""
+
+    async def prepare(self, driver: Driver, engine: Engine) -> None:
         """
         Create the table and compare databases, before the first transaction of a bound engine.
 
         Raises:
             ConfigurationError: The connection is to another database than that of the tokens.
         """
-        driver.run(self._prepare(driver.connection))
-
-    def announce(self, connection: Connection, changed: Collection[str]) -> None:
-        """
-        Bump identifiers inside the transaction that *connection* is about to commit.
-
-        Raises:
-            sqlalchemy.exc.OperationalError: The database refused, for instance because it is locked.
-            ConfigurationError: The connection is to another database than that of the tokens.
-
-        Guarantees:
-            Whatever is raised, cancellation included, the transaction is rolled back.
-        """
-        pooled = connection.connection  # taken first: a connection that was invalidated meanwhile gives it no more
-        driver = Driver(connection)
-        try:
-            with records.raised_as_by_sqlalchemy():
-                driver.run(_in_a_task(self._bump(driver.connection, set(changed))))
-        except BaseException:
-            try:
-                driver.run(_in_a_task(driver.connection.rollback()))
-            except BaseException:
-                pooled.invalidate()
-            raise
-
-    # --- inside --------------------------------------------------------------------------------------------------
-
-    async def _prepare(self, theirs: Any) -> None:
         for _ in range(2):  # what was known of our database may be of a file that is gone
             try:
                 await self._identify_for_others()
-            except (records.Absent, records.TableMissingError) as error:
+            except (Absent, records.TableMissingError) as error:
                 logger.debug("there is no akv_token yet: %s", error)
                 return
             try:
-                self._check_origin((await records.read_records(theirs, ())).origin)
-            except records.Absent:
+                self._check_origin((await records.read_records(driver.connection, ())).origin)
+            except Absent:
                 self._database = None
             else:
                 return
         raise ConfigurationError(_TWO_DATABASES)
+
+    async def freshen(self) -> None:
+        """Leave the stamp as it is: a transaction reads tokens in its own snapshot."""
+
+    async def announce(self, driver: Driver, engine: Engine, changed: Collection[str]) -> None:
+        """
+        Bump identifiers inside the transaction that is about to commit; nothing is left to resolve.
+
+        Raises:
+            sqlalchemy.exc.OperationalError: The database refused, for instance because it is locked.
+            ConfigurationError: The connection is to another database than that of the tokens.
+        """
+        with records.raised_as_by_sqlalchemy():
+            await self._bump(driver.connection, set(changed))
+
+    def resolve(self, announcement: Announcement) -> asyncio.Task[None]:
+        """Announcements are never made."""
+        raise NotImplementedError
+
+    async def drain(self) -> None:
+        """Token and data become visible together: there is nothing to wait for."""
+
+    # --- inside --------------------------------------------------------------------------------------------------
 
     async def _on_own_connection(self, work: Callable[[Any], Awaitable[T]]) -> T:
         """Do *work* on a driver's connection of our own; twice, if the first time there was no table."""
@@ -247,7 +239,7 @@ class DatabaseTokens:
             with records.raised_as_by_sqlalchemy():
                 try:
                     return await work(driver)
-                except records.Absent:
+                except Absent:
                     await _in_a_task(self._create_alone(driver))
                 return await work(driver)
 
@@ -262,7 +254,7 @@ class DatabaseTokens:
             try:
                 await self._on_own_connection(self._identify)
             except sa_exc.OperationalError as error:
-                raise records.Absent from error
+                raise Absent from error
 
     async def _identify(self, driver: Any) -> None:
         self._check_origin((await records.read_records(driver, ())).origin)
@@ -273,8 +265,7 @@ class DatabaseTokens:
 
     async def _create(self, driver: Any) -> None:
         """Create table and counter; what was known of another database is void."""
-        self._database = None
-        self.newest = 0
+        self._database = self.stamp = None
         await records.create(driver, f"{uuid4().hex}/{self._slots}", table_too=self._create_tables)
 
     async def _bump_alone(self, driver: Any, changed: set[str]) -> None:
@@ -286,17 +277,10 @@ class DatabaseTokens:
         try:
             counted = await records.count(driver)
             self._check_origin(counted.origin)
-        except records.Absent:
+        except Absent:
             await self._create(driver)
             counted = await records.count(driver)
-        if counted.has_triggers and await self._may_fire(driver, changed):
-            changed = changed | set(touched_by(GLOBAL_WRITE_TOKEN))
         await records.bump_records(driver, {record_of(name, self._slots) for name in changed}, counted.seq)
-
-    async def _may_fire(self, driver: Any, changed: set[str]) -> bool:
-        """Tell whether a table that was written has triggers: nobody knows what those wrote."""
-        written = {plain_table_name(name).lower() for name in changed if name.endswith("#*")}
-        return not written.isdisjoint(await records.tables_with_triggers(driver))
 
     def _check_origin(self, origin: str) -> None:
         slots = origin.partition("/")[2]

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
@@ -91,9 +92,21 @@ def table_name(name: str, schema: str | None = None) -> str:
     return ".".join(_escape(part, _SAFE) for part in (schema, name) if part)
 
 
-def plain_table_name(identifier: str) -> str:
-    """Return the name of the table of a row or table identifier, unescaped and without its schema."""
-    return _unescape(identifier[4:].partition("#")[0].rpartition(".")[2])
+def memo_identifier(function: str, call: str | None = None) -> str:
+    """
+    Return the identifier of the calls of a memoized function, or of one of them.
+
+    Args:
+        function: What tells it from other functions.
+        call: The key of the call; None: all of them.
+    """
+    name = "*" if call is None else blake2b(call.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+    return f"akv:memo:{_function_name(function)}#{name}"
+
+
+def plain_part(part: str) -> str:
+    """Return a part of an escaped name, unescaped."""
+    return _unescape(part)
 
 
 def encode_key(value: Any) -> str:
@@ -197,6 +210,11 @@ def _escape(text: str, safe: frozenset[int]) -> str:
     if safe.issuperset(data):
         return text
     return "".join(chr(byte) if byte in safe else f"%{byte:02X}" for byte in data)
+
+
+@lru_cache(maxsize=1024)
+def _function_name(name: str) -> str:
+    return _escape(name, _SAFE)
 
 
 def _unescape(text: str) -> str:

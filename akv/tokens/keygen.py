@@ -10,28 +10,31 @@ from __future__ import annotations
 import secrets
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from hashlib import blake2b
-from typing import Any, Self, TypeAlias
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from sqlalchemy import Table
-from sqlalchemy import exc as sa_exc
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
-from sqlalchemy.orm import InstanceState, Session
+from sqlalchemy.orm import InstanceState
 
-from akv.canonical import encode
-from akv.errors import ConfigurationError
-from akv.tokens.binding import bound_engine_of, engines_of
-from akv.tokens.database import DatabaseTokens, Tokens
+from akv.canonical import encode, encode_hooked, encode_list
+from akv.tokens.concern import Concern, Scope
 from akv.tokens.identifiers import Label
-from akv.tokens.records import Absent
-from akv.tokens.rules import Private, one_view
-from akv.tokens.sessions import has_unflushed, holds_loaded, record_of_session
+from akv.tokens.rows import Row, Rows, rows_of
+from akv.tokens.rules import Private, Seen, seqs_of
+from akv.tokens.sessions import has_unflushed
 from akv.tokens.things import identifier, mapper_of, state_of, vector_of_thing
-from akv.tokens.transactions import Transaction, open_in_context, transaction_of
 
-Scope: TypeAlias = "AsyncSession | async_scoped_session[Any] | AsyncConnection | None"
-"""A session or connection that the value of a key will be computed with."""
+if TYPE_CHECKING:
+    from akv.tokens.backend import Backend
+
+_KEPT: Final = 2**13
+"""Parts of keys that are kept encoded."""
+_KEPT_CALLS: Final = 2**10
+_FEW: Final = 32
+"""Rows of a call that is remembered."""
 
 
 class CacheKey(str):
@@ -47,7 +50,7 @@ class CacheKey(str):
     """Whether others may see what is stored under the key."""
 
     def __new__(cls, text: str, shared: bool = True) -> Self:  # noqa: D102 - the class says it
-        key = super().__new__(cls, text)
+        key = str.__new__(cls, text)
         key.shared = shared
         return key
 
@@ -63,7 +66,7 @@ class CacheKeyGenerator:
         private: How many keys were private, by reason.
     """
 
-    def __init__(self, tokens: DatabaseTokens) -> None:
+    def __init__(self, tokens: Backend) -> None:
         """
         Args:
             tokens: Those that the engines of the instances are bound to.
@@ -72,7 +75,7 @@ class CacheKeyGenerator:
         self._tokens = tokens
         self._warned: set[type] = set()
 
-    async def __call__(self, *things: Any, session: Scope = None) -> CacheKey:
+    async def __call__(self, *things: Any, session: Scope | None = None) -> CacheKey:
         """
         Return a key that changes when one of *things* changes.
 
@@ -94,16 +97,19 @@ class CacheKeyGenerator:
             UncacheableArgumentError: A value has no canonical form.
 
         Guarantees:
-            Loads no attribute. One round trip to the database, none for a private key that needs no reading.
+            Loads no attribute. One round trip to the tokens, sent after the call began, none for a private key that
+            needs no reading; one more, a few milliseconds later, where a commit is under way.
         """
         asked = _Asked(self._tokens, session)
-        parts = [asked.part(thing) for thing in things]
-        found = await self._judge(asked)
+        parts = asked.parts(things)
+        if asked.detached:
+            self._warn(asked.detached)
+        found = await asked.read(asked.vector)
         if isinstance(found, Private):
             return self._private(found)
-        return _key(encode([found.database, parts, found.seqs]))
+        return _key(found, parts)
 
-    async def token(self, thing: Any, *, session: Scope = None) -> CacheKey:
+    async def token(self, thing: Any, *, session: Scope | None = None) -> CacheKey:
         """
         Return the token of one thing: an opaque string that changes when it changes.
 
@@ -118,40 +124,6 @@ class CacheKeyGenerator:
         identifier(thing)
         return await self(thing, session=session)
 
-    async def _judge(self, asked: _Asked) -> Tokens | Private:
-        if asked.detached:
-            self._warn(asked.detached)
-        if asked.reason is not None:
-            return asked.reason
-        if any(map(has_unflushed, asked.sessions)) or any(each.is_dirty for each in asked.transactions()):
-            return Private.DIRTY
-        return await self._read(asked)
-
-    async def _read(self, asked: _Asked) -> Tokens | Private:
-        transactions = asked.transactions()
-        try:
-            views = [await self._tokens.look(asked.vector, each.driver) for each in transactions]
-        except Absent:
-            return Private.ABSENT
-        if any(each.closed or each.is_dirty for each in transactions):
-            return Private.DIRTY  # it went on while we read: what we saw may be what its commit is about to write
-        if not one_view([(view.database, view.seqs) for view in views]):
-            return Private.SNAPSHOT
-        found = views[0] if views else await self._tokens.look(asked.vector)
-        self._learn(asked, dict(zip(transactions, views, strict=True)))
-        if not all(self._covers(session, found) for session in asked.sessions):
-            return Private.RETAINED
-        return found
-
-    def _learn(self, asked: _Asked, views: Mapping[Transaction, Tokens]) -> None:
-        for transaction, view in views.items():
-            self._tokens.learn(view.newest)
-            for session in asked.sessions:
-                record_of_session(session).learn(transaction, view.newest)
-
-    def _covers(self, session: Session, found: Tokens) -> bool:
-        return not holds_loaded(session) or record_of_session(session).covers(self._tokens, found.seqs)
-
     def _private(self, reason: Private) -> CacheKey:
         self.private[reason] += 1
         return CacheKey(f"akv-private-{secrets.token_hex(16)}", shared=False)
@@ -164,97 +136,122 @@ class CacheKeyGenerator:
                     f"a key made of a detached {state.class_.__qualname__} is private, for its attributes may be of "
                     f"any age; to depend on the row, pass identifier(obj): {identifier(state.obj())!r}",
                     RuntimeWarning,
-                    stacklevel=4,
+                    stacklevel=3,
                 )
 
 
-class _Asked:
-    """What one call asks for: the vector of its things, the sessions concerned, and what forbids sharing."""
+class _Rows(NamedTuple):
+    """What stands for some rows in a key, encoded, and every identifier whose bump may concern them."""
 
-    def __init__(self, tokens: DatabaseTokens, scope: Scope) -> None:
-        self._tokens = tokens
-        self._connection: AsyncConnection | None = None
-        self._vector: dict[str, None] = {}
-        self._context = list(open_in_context(tokens))
-        self.sessions: dict[Session, None] = {}
-        self.detached: list[InstanceState[Any]] = []
-        self.reason: Private | None = None
+    parts: bytes
+    vector: tuple[str, ...]
+
+
+class _Asked(Concern):
+    """What one call asks for: the vector of its things, beside the sessions concerned."""
+
+    __slots__ = ("_rows", "_vectors")
+
+    def __init__(self, tokens: Backend, scope: Scope | None) -> None:
+        super().__init__(tokens)
+        self._vectors: list[tuple[str, ...]] = []
+        self._rows: dict[tuple[int | None, type], Rows | None] = {}
         if scope is not None:
-            self._add_scope(scope)
-        for transaction in self._context:
-            session = transaction.session() if transaction.session is not None else None
-            if session is not None:
-                self.sessions[session] = None
+            self.add_scope(scope)
 
     @property
-    def vector(self) -> list[str]:
-        """Every identifier whose bump may concern the call."""
-        return list(self._vector)
+    def vector(self) -> Sequence[str]:
+        """Every identifier whose bump may concern the call, each once."""
+        return self._vectors[0] if len(self._vectors) == 1 else list(dict.fromkeys(chain.from_iterable(self._vectors)))
 
-    def part(self, thing: Any) -> bytes:
-        """Return what stands for *thing* in the key, and note what it depends on."""
+    def parts(self, things: Sequence[Any]) -> bytes:
+        """Return what stands for all things in the key, encoded, and note what they depend on."""
+        rows = self._rows_of(things)
+        if len(rows) <= _FEW and all(rows):
+            found = _of_rows(*rows)
+            self._vectors.append(found.vector)
+            return found.parts
+        return encode_list(
+            [self._part_of_row(row) if row else self._part(thing) for row, thing in zip(rows, things, strict=True)]
+        )
+
+    def _part_of_row(self, row: Row) -> bytes:
+        self._vectors.append(row.vector)
+        return _part_of_name(row.identifier)
+
+    def _part(self, thing: Any) -> bytes:
         if isinstance(thing, str) and thing.startswith("akv:"):
-            return b"I" + self._depend(thing)
-        return b"V" + encode(thing, hook=self._identity)
+            return encode(b"I" + self._depend(thing).encode())
+        return encode(b"V" + encode(thing, hook=self._identity))
 
-    def transactions(self) -> list[Transaction]:
-        """Return the open transactions that the value may be computed in."""
-        found = dict.fromkeys(self._context)
-        for session in self.sessions:
-            found.update(dict.fromkeys(record_of_session(session).transactions()))
-        if self._connection is not None and self._connection.sync_connection is not None:
-            of_connection = transaction_of(self._connection.sync_connection)
-            found.update({of_connection: None} if of_connection is not None else {})
-        return [each for each in found if each.tokens is self._tokens and each.is_open]
-
-    def _depend(self, thing: Any) -> bytes:
-        name = identifier(thing)
-        self._vector.update(dict.fromkeys(vector_of_thing(thing)))
-        return name.encode()
-
-    def _identity(self, thing: Any) -> bytes | None:
+    def _identity(self, thing: Any) -> str | None:
+        (row,) = self._rows_of((thing,))
+        if row is not None:
+            self._vectors.append(row.vector)
+            return row.identifier
         state = state_of(thing)
         if state is not None:
-            self._add_instance(state)
+            self.add_instance(state)
         elif not isinstance(thing, Label | Table) and mapper_of(thing) is None:
             return None
         return self._depend(thing)
 
-    def _add_instance(self, state: InstanceState[Any]) -> None:
-        session = state.session
-        if session is not None:
-            self._require_bound(session, state)
-            self.sessions[session] = None
-        if state.pending:
-            self.reason = Private.PENDING
-        elif state.deleted or (session is not None and state.obj() in session.deleted):
-            self.reason = Private.DELETED
-        elif state.detached:
-            self.reason = Private.DETACHED
-            self.detached.append(state)
+    def _depend(self, thing: Any) -> str:
+        name = identifier(thing)
+        self._vectors.append(vector_of_thing(thing))
+        return name
 
-    def _require_bound(self, session: Session, state: InstanceState[Any]) -> None:
-        try:
-            engine = session.get_bind(mapper=state.mapper).engine
-        except sa_exc.UnboundExecutionError:
-            engine = None
-        bound = bound_engine_of(engine) if engine is not None else None
-        if bound is None or bound.tokens is not self._tokens:
-            raise ConfigurationError(
-                f"the session of this {state.class_.__qualname__} works on no engine that is bound to these tokens, so "
-                "nobody would announce its changes: call bind(engine, tokens) first"
-            )
+    def _rows_of(self, things: Iterable[Any]) -> list[Row | None]:
+        """Return the rows of instances with which all is well; None for whatever wants a closer look."""
+        found: list[Row | None] = []
+        session_id, class_, rows = None, None, None
+        for thing in things:
+            state = getattr(thing, "_sa_instance_state", None)
+            if type(state) is not InstanceState or state.key is None or state._deleted:
+                found.append(None)
+                continue
+            if state.session_id != session_id or state.class_ is not class_:
+                session_id, class_ = state.session_id, state.class_
+                rows = self._rows_beside(state)
+            found.append(rows.row(state.key[1]) if rows is not None else None)
+        return found
 
-    def _add_scope(self, scope: AsyncSession | async_scoped_session[Any] | AsyncConnection) -> None:
-        bound = map(bound_engine_of, engines_of(scope))
-        if not any(each is not None and each.tokens is self._tokens for each in bound):
-            raise ConfigurationError("this session works on no engine that is bound to these tokens: bind it first")
-        if isinstance(scope, AsyncConnection):
-            self._connection = scope
-        else:
-            session = scope() if isinstance(scope, async_scoped_session) else scope
-            self.sessions[session.sync_session] = None
+    def _rows_beside(self, state: InstanceState[Any]) -> Rows | None:
+        """
+        Look at the session that holds *state*, once for all instances of that class in there.
+
+        Returns:
+            What names their rows; None if each wants a closer look.
+        """
+        kind = state.session_id, state.class_
+        if kind not in self._rows:
+            session = state.session
+            is_well = session is not None and not has_unflushed(session) and not issubclass(state.class_, str)
+            if session is not None and is_well:
+                self.add_session(session, state)
+            self._rows[kind] = rows_of(state.mapper) if is_well else None
+        return self._rows[kind]
 
 
-def _key(content: bytes) -> CacheKey:
+def _key(seen: Seen, parts: bytes) -> CacheKey:
+    database = seen.epoch.id if seen.epoch is not None else ""
+    content = encode_list((_encode_again(database), parts, encode_list(map(_encode_again, seqs_of(seen)))))
     return CacheKey(f"akv-{blake2b(content, digest_size=32).hexdigest()}")
+
+
+@lru_cache(maxsize=_KEPT)
+def _encode_again(value: int | str) -> bytes:
+    return encode(value)
+
+
+@lru_cache(maxsize=_KEPT_CALLS)
+def _of_rows(*rows: Row) -> _Rows:
+    """Return what is needed of rows that are asked for together."""
+    parts = encode_list([_part_of_name(row.identifier) for row in rows])
+    return _Rows(parts, tuple(dict.fromkeys(chain.from_iterable([row.vector for row in rows]))))
+
+
+@lru_cache(maxsize=_KEPT)
+def _part_of_name(identifier: str) -> bytes:
+    """Return what stands in a key for a thing of this name, encoded."""
+    return encode(b"V" + encode_hooked(identifier))

@@ -16,6 +16,7 @@ from sqlalchemy import exc as sa_exc
 from sqlalchemy.schema import CreateTable
 
 from akv.errors import ConfigurationError
+from akv.tokens.backend import Absent
 from akv.tokens.schema import OWN
 
 metadata: Final = MetaData()
@@ -33,27 +34,15 @@ token_table: Final = Table(
 
 _FOUND: Final = "INSERT INTO akv_token (record, seq, origin) VALUES ('', 0, ?) ON CONFLICT (record) DO NOTHING"
 _READ: Final = "SELECT record, seq, origin FROM akv_token WHERE record IN (SELECT value FROM json_each(?))"
-_COUNT: Final = (
-    "UPDATE akv_token SET seq = seq + 1 WHERE record = '' RETURNING seq, origin, "
-    "(SELECT count(*) FROM sqlite_master WHERE type = 'trigger')"
-    " + (SELECT count(*) FROM sqlite_temp_master WHERE type = 'trigger')"
-)
+_COUNT: Final = "UPDATE akv_token SET seq = seq + 1 WHERE record = '' RETURNING seq, origin"
 _BUMP: Final = (
     "INSERT INTO akv_token (record, seq) SELECT value, ?2 FROM json_each(?1) WHERE true "
     "ON CONFLICT (record) DO UPDATE SET seq = excluded.seq"
-)
-_TRIGGERS: Final = (
-    "SELECT lower(tbl_name) FROM sqlite_master WHERE type = 'trigger' "
-    "UNION SELECT lower(tbl_name) FROM sqlite_temp_master WHERE type = 'trigger'"
 )
 MISSING: Final = (
     "the table akv_token does not exist in this database: leave create_tables=True, or create it from "
     "DatabaseTokens.metadata (Alembic: add that to target_metadata)"
 )
-
-
-class Absent(LookupError):  # noqa: N818 - nothing went wrong: whoever reads first creates it
-    """The table of tokens, or its counter, is not there in the snapshot that was read."""
 
 
 class TableMissingError(ConfigurationError):
@@ -69,11 +58,10 @@ class Records(NamedTuple):
 
 
 class Counted(NamedTuple):
-    """A fresh token, the database it is of, and whether that has triggers."""
+    """A fresh token, and the database it is of."""
 
     seq: int
     origin: str
-    has_triggers: bool
 
 
 async def read_records(driver: Any, records: Iterable[str]) -> Records:
@@ -125,13 +113,7 @@ async def count(driver: Any) -> Counted:
         raise Absent from error
     if not rows:
         raise Absent
-    seq, origin, triggers = rows[0]
-    return Counted(seq, origin, bool(triggers))
-
-
-async def tables_with_triggers(driver: Any) -> set[str]:
-    """Return the names of tables that have triggers, in lower case."""
-    return {name for (name,) in await driver.execute_fetchall(_TRIGGERS)}
+    return Counted(*rows[0])
 
 
 async def bump_records(driver: Any, records: Collection[str], seq: int) -> None:

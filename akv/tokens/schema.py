@@ -150,7 +150,7 @@ def _keeps(type_: TypeEngine[Any], value: Any) -> bool:
     if isinstance(type_, Integer | Boolean):
         return isinstance(value, int)
     if isinstance(type_, String):
-        folding = type_.collation is not None or isinstance(type_, CHAR | NCHAR | EnumType)
+        folding = type_.collation is not None or isinstance(type_, CHAR | NCHAR | EnumType) or _is_citext(type_)
         return isinstance(value, str) and not folding
     if isinstance(type_, Uuid):
         return isinstance(value, UUID) and type_.as_uuid
@@ -160,6 +160,10 @@ def _keeps(type_: TypeEngine[Any], value: Any) -> bool:
         expected = {Date: date, DateTime: datetime, Time: time}[type(type_)]
         return type(value) is expected and getattr(value, "tzinfo", None) is None
     return False
+
+
+def _is_citext(type_: TypeEngine[Any]) -> bool:
+    return type_.__visit_name__ == "CITEXT"
 
 
 def replaces_on_conflict(table: Table) -> bool:
@@ -232,7 +236,8 @@ def _find_soft_links(mapper: Mapper[Any]) -> list[Link]:
     }
     links = []
     for relationship in mapper.relationships:
-        pairs = [(local, remote) for local, remote in relationship.local_remote_pairs if isinstance(local, Column)]
+        joined = relationship.local_remote_pairs or ()  # SQLAlchemy 2.0 types it as perhaps None
+        pairs = [(local, remote) for local, remote in joined if isinstance(local, Column)]
         if not pairs or not _points_at_parent(relationship) or frozenset(local for local, _ in pairs) in declared:
             continue
         parent = next((remote.table for _, remote in pairs if isinstance(remote.table, Table)), None)
@@ -266,13 +271,13 @@ def home_of(mapper: Mapper[Any]) -> Table | None:
     return next(iter(tables_of(mapper)), None)
 
 
-def key_in(table: Table, mapper: Mapper[Any], identity: Sequence[Any]) -> Key | None:
-    """Return the primary key that an instance with *identity* has in *table*, or None where that cannot be told."""
+def places_in(table: Table, mapper: Mapper[Any]) -> tuple[int, ...] | None:
+    """Return where in the identities of *mapper* the primary key of *table* stands, or None where nobody can tell."""
     places = {id(_property(mapper, column)): place for place, column in enumerate(mapper.primary_key)}
     props = [_property(mapper, column) for column in table.primary_key.columns]
     if not props or not all(id(prop) in places for prop in props):
         return None
-    return tuple(identity[places[id(prop)]] for prop in props)
+    return tuple(places[id(prop)] for prop in props)
 
 
 def attribute_of(mapper: Mapper[Any], column: Column[Any]) -> str | None:

@@ -2,14 +2,17 @@
 What sessions know that connections do not: how old loaded instances are, and where flushed rows point.
 
 The listeners stand on SQLAlchemy's ``Session`` class and do nothing for
-sessions that work on no bound engine. They never await and never load.
+sessions that work on no bound engine. They never await and never load. The one
+that waits for announced commits to be resolved stands on the session itself:
+anybody's change to the list of a class breaks the commit that is suspended in it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -18,14 +21,16 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, Table, event
 from sqlalchemy.orm import InstanceState, Session, SessionTransaction
 
+from akv.aio import join
 from akv.tokens.capture import record_soft_parents, resolve
 from akv.tokens.changes import ChangeSet
-from akv.tokens.rules import covered
+from akv.tokens.drivers import Driver
+from akv.tokens.rules import Seen, Token, stamp_of
 from akv.tokens.schema import Key, attribute_of, soft_links_of, tables_of
 from akv.tokens.transactions import Transaction, transaction_of
 
 if TYPE_CHECKING:
-    from akv.tokens.database import DatabaseTokens
+    from akv.tokens.backend import Backend
 
 
 @dataclass(slots=True)
@@ -34,27 +39,31 @@ class Stamp:
     How new everything is that a session has loaded.
 
     Attributes:
-        seq: The newest token known before the oldest load; None: nothing is known.
+        token: The newest token known before the oldest load; None: nothing is known.
         transaction: The transaction whose snapshot all of it is of, if it is one.
         columns_of: The transaction whose snapshot at least the columns are of; collections may show undone changes.
     """
 
-    seq: int | None = None
+    token: Token | None = None
     transaction: Transaction | None = None
     columns_of: Transaction | None = None
+
+
+_UNKNOWN = Stamp()
 
 
 class SessionRecord:
     """What is known about one session: a stamp for each tokens object, and its open transactions."""
 
     def __init__(self) -> None:
-        self._stamps: dict[DatabaseTokens, Stamp] = {}
+        self._stamps: dict[Backend, Stamp] = {}
         self._transactions: list[weakref.ref[Transaction]] = []
+        self._resolving: list[tuple[Driver, Collection[asyncio.Task[None]]]] = []
+        self._listens = False
 
     def transactions(self) -> list[Transaction]:
         """Return the transactions that the session has open on bound engines."""
-        known = (ref() for ref in self._transactions)
-        return [transaction for transaction in known if transaction is not None and not transaction.closed]
+        return [known for ref in self._transactions if (known := ref()) is not None and not known.closed]
 
     def join(self, transaction: Transaction, *, loaded: bool) -> None:
         """The session works in *transaction* from now on; *loaded*: it holds attributes from before."""
@@ -71,24 +80,48 @@ class SessionRecord:
 
     def undone(self, transaction: Transaction, changes: ChangeSet) -> None:
         """Changes went with a savepoint: what was loaded of them stayed, except columns of flushed instances."""
-        stamp = self._stamps.get(transaction.tokens, Stamp())
+        stamp = self._stamps.get(transaction.tokens, _UNKNOWN)
         self._stamps[transaction.tokens] = Stamp(columns_of=stamp.columns_of if changes.is_flushed else None)
 
     def knows_columns_in(self, transaction: Transaction) -> bool:
         """Tell whether every column that the session holds was loaded in *transaction* and is what it was then."""
-        return self._stamps.get(transaction.tokens, Stamp()).columns_of is transaction
+        return self._stamps.get(transaction.tokens, _UNKNOWN).columns_of is transaction
 
-    def covers(self, tokens: DatabaseTokens, seqs: Iterable[int]) -> bool:
-        """Tell whether everything that the session holds is as new as *seqs*."""
-        stamp = self._stamps.get(tokens, Stamp())
-        inside = stamp.transaction is not None and stamp.transaction.is_open
-        return inside or covered(seqs, stamp.seq)
+    def stamp(self, tokens: Backend, views: Mapping[Transaction, Seen]) -> Token | None:
+        """
+        Return the newest token that everything which the session holds is as new as.
 
-    def learn(self, transaction: Transaction, newest: int) -> None:
-        """The snapshot of *transaction* holds the token *newest*, so what was loaded in it is as new as that."""
+        Args:
+            tokens: Those that are meant.
+            views: What reads inside of open transactions showed just now.
+        """
+        stamp = self._stamps.get(tokens, _UNKNOWN)
+        inside = stamp.transaction
+        return stamp_of(views[inside]) if inside is not None and inside in views and inside.is_open else stamp.token
+
+    def learn(self, transaction: Transaction, seen: Seen) -> None:
+        """The snapshot of *transaction* showed this, so what was loaded in it is as new."""
         stamp = self._stamps.get(transaction.tokens)
-        if stamp is not None and stamp.transaction is transaction and stamp.seq is not None:
-            stamp.seq = max(stamp.seq, newest)
+        if stamp is not None and stamp.transaction is transaction:
+            stamp.token = stamp_of(seen)
+
+    def join_at_end(self, session: Session, driver: Driver, tasks: Collection[asyncio.Task[None]]) -> None:
+        """Let *session*, whose record this is, wait for *tasks* when it ends its transaction."""
+        self._resolving.append((driver, tasks))
+        if not self._listens:
+            self._listens = True
+            event.listen(session, "after_transaction_end", self._after_transaction_end)
+
+    def _after_transaction_end(self, _: Session, ended: SessionTransaction) -> None:
+        if ended.parent is None and self._resolving:
+            resolving, self._resolving = self._resolving, []
+            driver = resolving[0][0]  # any will do: nothing is sent through it
+            driver.run(all_ended([task for _, tasks in resolving for task in tasks]))
+
+
+async def all_ended(tasks: Collection[asyncio.Task[None]]) -> None:
+    """Wait until *tasks* have ended, even if cancelled; what became of them is their owner's affair."""
+    await join(asyncio.ensure_future(asyncio.wait(tasks)))
 
 
 _records: weakref.WeakKeyDictionary[Session, SessionRecord] = weakref.WeakKeyDictionary()
@@ -100,14 +133,22 @@ def record_of_session(session: Session) -> SessionRecord:
     return _records.get(session, _NOTHING_KNOWN)
 
 
+def join_at_end(session: Session, driver: Driver, tasks: Collection[asyncio.Task[None]]) -> None:
+    """Wait for *tasks* when *session* ends the transaction that it is in, after it has given its connections back."""
+    _records.setdefault(session, SessionRecord()).join_at_end(session, driver, tasks)
+
+
 def holds_loaded(session: Session) -> bool:
     """Tell whether any instance in the session has an attribute that will not be loaded anew when it is read."""
-    return any(not state.manager.keys().isdisjoint(state.dict) for state in session.identity_map.all_states())
+    for state in session.identity_map.all_states():  # noqa: SIM110 - the first one tells, nearly always
+        if not state.manager.keys().isdisjoint(state.dict):
+            return True
+    return False
 
 
 def has_unflushed(session: Session) -> bool:
     """Tell whether the session has changes that it has not sent to the database."""
-    return bool(session.new or session.deleted or session.dirty)
+    return not session._is_clean()
 
 
 def undone(transaction: Transaction, changes: ChangeSet) -> None:

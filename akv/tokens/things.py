@@ -7,7 +7,6 @@ SQLAlchemy keeps even when everything else has expired.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from sqlalchemy import Table, inspect
@@ -18,13 +17,12 @@ from akv.tokens.identifiers import (
     ANYTHING,
     Label,
     check_identifier,
-    row_identifier,
     table_identifier,
     touched_by,
-    unknown_rows,
     vector_of,
 )
-from akv.tokens.schema import hierarchy_tables_of, home_of, key_in, name_of, row_of, tables_of
+from akv.tokens.rows import rows_of
+from akv.tokens.schema import hierarchy_tables_of, name_of
 
 
 def identifier(thing: Any) -> str:
@@ -54,9 +52,10 @@ def identifier(thing: Any) -> str:
             f"no identifier for a {type(thing).__qualname__}: "
             "name a mapped instance or class, a Table, a Label or an akv: string"
         )
-    home = _home(mapper)
-    key = key_in(home, mapper, state.identity) if state is not None and state.identity is not None else None
-    return table_identifier(name_of(home)) if key is None else row_identifier(name_of(home), key)
+    rows = rows_of(mapper)
+    if state is None or state.identity is None:
+        return rows.any_row
+    return rows.row(state.identity).identifier
 
 
 def vector_of_thing(thing: Any) -> tuple[str, ...]:
@@ -72,10 +71,10 @@ def vector_of_thing(thing: Any) -> tuple[str, ...]:
     mapper = state.mapper if state is not None else mapper_of(thing)
     if mapper is None:
         return vector_of(identifier(thing))
-    _home(mapper)
+    rows = rows_of(mapper)
     if state is None or state.identity is None:
         return (ANYTHING, *(table_identifier(name_of(table)) for table in hierarchy_tables_of(mapper)))
-    return (ANYTHING, *_rows_of(mapper, state.identity))
+    return rows.row(state.identity).vector
 
 
 def touched_by_thing(thing: Any) -> set[str]:
@@ -103,18 +102,3 @@ def mapper_of(thing: Any) -> Mapper[Any] | None:
     """Return the mapper of a mapped class, or None for anything else."""
     mapper: Any = inspect(thing, raiseerr=False) if isinstance(thing, type) else None
     return mapper if isinstance(mapper, Mapper) else None
-
-
-def _home(mapper: Mapper[Any]) -> Table:
-    home = home_of(mapper)
-    if home is None:
-        raise InvalidIdentifierError(f"{mapper.class_.__qualname__} is mapped to no table: name the tables it reads")
-    return home
-
-
-def _rows_of(mapper: Mapper[Any], identity: tuple[Any, ...]) -> Iterator[str]:
-    for table in tables_of(mapper):
-        key = key_in(table, mapper, identity)
-        row = row_of(table, key) if key is not None else None
-        yield unknown_rows(name_of(table))
-        yield table_identifier(name_of(table)) if row is None else row

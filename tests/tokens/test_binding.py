@@ -24,6 +24,7 @@ from sqlalchemy.ext.asyncio import (
 from akv.errors import ClosedError, ConfigurationError, InvalidIdentifierError, UntrackedWriteError
 from akv.tokens.binding import bind
 from akv.tokens.database import DatabaseTokens
+from tests.report import stable_id
 from tests.tokens.world import Base, Line, Order, User, World, records
 
 ANY = "akv:*#*"
@@ -70,8 +71,27 @@ async def test_everything_that_leads_to_an_engine_binds_it(loose: World, kind: s
         assert not await bumps(loose)
 
 
+async def test_begin_handling_that_was_there_before_is_no_transaction_of_unknown_content(loose: World) -> None:
+    @event.listens_for(loose.engine.sync_engine, "connect")
+    def leave_transactions_to_sqlalchemy(dbapi: Any, _record: object) -> None:
+        dbapi.isolation_level = None
+
+    @event.listens_for(loose.engine.sync_engine, "begin")
+    def begin(connection: Any) -> None:
+        connection.exec_driver_sql("BEGIN")
+
+    await loose.engine.dispose()
+    bind(loose.engine, loose.tokens)
+    async with loose.session.begin() as session:
+        session.add_all([User(id=1), User(id=2)])
+    before = await loose.tokens_table()
+    async with loose.session.begin() as session:
+        (await session.get_one(User, 1)).name = "Ada"
+    assert await loose.bumped_since(before) == records({"akv:users#1", "akv:users#*", ANY})
+
+
 @pytest.mark.parametrize(
-    "target", [None, "sqlite:///x", AsyncSession, async_sessionmaker(), AsyncSession(), object()], ids=repr
+    "target", [None, "sqlite:///x", AsyncSession, async_sessionmaker(), AsyncSession(), object()], ids=stable_id
 )
 async def test_what_leads_to_no_engine_is_refused(loose: World, target: Any) -> None:
     with pytest.raises(ConfigurationError, match="AsyncEngine"):
@@ -262,10 +282,45 @@ async def test_what_a_listener_writes_just_before_commit_is_announced_too(app: W
     before = await app.tokens_table()
     async with app.session.begin() as s:
         s.add(Order(id=1))
-    expected = {"akv:users#7", "akv:users#*"} if isinstance(sql, Insert) else UNKNOWN
-    assert await app.bumped_since(before) >= records(expected | {"akv:orders#1", "akv:orders#*", ANY})
+    row = "akv:users#7" if isinstance(sql, Insert) else "akv:users#~"
+    bumped = await app.bumped_since(before)
+    assert bumped >= records({row, "akv:users#*", "akv:orders#1", "akv:orders#*", ANY})
+    assert not bumped & records({"akv:*#~"})
     async with app.session() as s:
         assert (await app.keys(await s.get_one(User, 7))).shared
+
+
+async def test_what_a_trigger_adds_to_a_late_write_is_announced_too(app: World) -> None:
+    async with app.session.begin() as s:
+        await s.execute(
+            text("CREATE TRIGGER t AFTER INSERT ON users BEGIN INSERT INTO orders (id, total) VALUES (new.id, 0); END")
+        )
+    event.listen(
+        app.engine.sync_engine, "commit", lambda connection: connection.execute(insert(User).values(id=7)), once=True
+    )
+    before = await app.tokens_table()
+    async with app.session.begin() as s:
+        s.add(Order(id=1))
+    assert await app.bumped_since(before) >= records({"akv:users#*", "akv:orders#~", "akv:orders#*", ANY})
+
+
+@pytest.mark.parametrize("alone", [False, True])
+async def test_a_late_write_that_never_reports_back_counts_as_all_that_it_could_change(app: World, alone: bool) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("after the database has done it")
+
+    def write(connection: Any) -> None:
+        event.listen(connection, "after_execute", fail)
+        with pytest.raises(RuntimeError):
+            connection.execute(insert(User).values(id=7))
+
+    event.listen(app.engine.sync_engine, "commit", write, once=True)
+    before = await app.tokens_table()
+    async with app.session.begin() as s:
+        await s.execute(select(User))
+        s.add_all([] if alone else [Order(id=1)])
+    expected = {"akv:users#~", "akv:users#*", ANY} | (set() if alone else {"akv:orders#1"})
+    assert await app.bumped_since(before) >= records(expected)
 
 
 async def test_untracked_inside_a_transaction_is_announced_all_the_same(app: World) -> None:

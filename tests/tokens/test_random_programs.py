@@ -21,8 +21,7 @@ from hypothesis import strategies as st
 from sqlalchemy import exc, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from tests.tokens.test_writes import assert_covers
-from tests.tokens.world import Order, User, World, records
+from tests.tokens.world import Order, User, World, assert_covers, records
 
 ANY = "akv:*#*"
 BESIDE_FLUSH = "akv:label:beside-flush"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import uuid
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -15,12 +16,13 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, foreign, mapped_column, rela
 
 from akv.tokens.binding import Binding, bind
 from akv.tokens.database import DatabaseTokens
-from akv.tokens.identifiers import record_of
+from akv.tokens.identifiers import record_of, row_identifier
 from akv.tokens.keygen import CacheKeyGenerator
 
 
 class Base(DeclarativeBase):
     metadata = MetaData()
+    type_annotation_map = {str: String(100)}
 
 
 class User(Base):
@@ -91,7 +93,7 @@ class Price(Base):
     """A key that SQLite may give back in another spelling."""
 
     __tablename__ = "prices"
-    amount: Mapped[Decimal] = mapped_column(Numeric(10, 4), primary_key=True)
+    amount: Mapped[Decimal] = mapped_column(Numeric(10, 4), primary_key=True, autoincrement=False)
     note: Mapped[str] = mapped_column(default="")
 
 
@@ -113,6 +115,34 @@ class Plain(Base):
     b: Mapped[str] = mapped_column(String(20), primary_key=True)
     value: Mapped[int] = mapped_column(default=0)
     __table_args__ = (ForeignKeyConstraint(["a"], ["users.id"]),)
+
+
+class Shelf(Base):
+    """Renamed and emptied by the database where books point at it."""
+
+    __tablename__ = "shelves"
+    code: Mapped[str] = mapped_column(primary_key=True)
+
+
+class Book(Base):
+    __tablename__ = "books"
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    shelf: Mapped[str | None] = mapped_column(ForeignKey("shelves.code", ondelete="SET NULL", onupdate="CASCADE"))
+
+
+class Pet(Base):
+    """One table for several classes, with a version of each row."""
+
+    __tablename__ = "pets"
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    kind: Mapped[str]
+    name: Mapped[str] = mapped_column(default="")
+    revision: Mapped[int] = mapped_column(nullable=False)
+    __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "pet", "version_id_col": revision}
+
+
+class Dog(Pet):
+    __mapper_args__ = {"polymorphic_identity": "dog"}
 
 
 class World:
@@ -196,3 +226,17 @@ def records(names: Iterable[str]) -> set[str]:
 
 async def run_sql(session: AsyncSession, sql: str) -> None:
     await session.execute(text(sql))
+
+
+def assert_covers(bumped: set[str], before: dict[Any, Any], after: dict[Any, Any]) -> None:
+    """Check the records that were bumped against what the database changed, by :meth:`World.dump`."""
+    for table, key in before.keys() | after.keys():
+        if before.get((table, key)) != after.get((table, key)):
+            needed = {f"akv:{table}#*", "akv:*#*"}
+            assert needed <= bumped or "akv:*#~" in bumped, (table, key)
+            row = records([row_identifier(table, _python(table, ast.literal_eval(key)))])
+            assert row <= bumped or f"akv:{table}#~" in bumped or "akv:*#~" in bumped, (table, key)
+
+
+def _python(table: str, key: list[Any]) -> list[Any]:
+    return [uuid.UUID(key[0])] if table == "documents" else key
