@@ -15,7 +15,7 @@ import struct
 import sys
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum, Flag
@@ -55,6 +55,16 @@ def encode(value: Any, *, hook: Hook | None = None) -> bytes:
         return _Encoder(hook).encode(value)
     except RecursionError:
         raise UncacheableArgumentError("a value nested this deeply has no canonical form: pass a flatter one") from None
+
+
+def encode_list(members: Iterable[bytes]) -> bytes:
+    """Return the encoding of the list whose members are encoded already."""
+    return _frame(_CONTAINERS[list], b"".join(members))
+
+
+def encode_hooked(identity: bytes | str) -> bytes:
+    """Return the encoding of a value that a hook identifies by *identity*."""
+    return _frame(b"H", identity if isinstance(identity, bytes) else _text(identity))
 
 
 def _frame(tag: bytes, payload: bytes) -> bytes:
@@ -134,7 +144,7 @@ class _Encoder:
             return self._as(type(value), value)
         identity = self._hook(value) if self._hook is not None else None
         if identity is not None:
-            return _frame(b"H", identity if isinstance(identity, bytes) else _text(identity))
+            return encode_hooked(identity)
         return self._special(value)
 
     def _special(self, value: Any) -> bytes:

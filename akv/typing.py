@@ -79,7 +79,7 @@ class Serializer(Protocol):
 
 
 Vector: TypeAlias = tuple[str, ...]
-"""Tokens of some identifiers, in the order of the identifiers."""
+"""Tokens of some identifiers as text: the time that they belong to, then one for each, in their order."""
 
 
 @runtime_checkable

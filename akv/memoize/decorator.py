@@ -1,8 +1,8 @@
 """
 memoize: a coroutine function becomes one that remembers.
 
-What a call does is told in :mod:`akv.memoize.recipe`; here are the decorator
-and the object that takes the function's place.
+What a call does is told in :mod:`akv.memoize.recipe` (key) and :mod:`akv.memoize.answer` (look, judge, compute,
+save); here are the decorator and the object that takes the function's place.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
 
 from akv.errors import ConfigurationError
 from akv.memoize.guard import Guard, Place
-from akv.memoize.recipe import CacheInfo, ExpireIf, Options, Recipe, SkipIf, check_condition
+from akv.memoize.options import CacheInfo, ExpireIf, Options, SkipIf, check_condition
+from akv.memoize.recipe import Recipe
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -43,8 +44,9 @@ class Memoized(Generic[P, R]):
 
     Guarantees:
         Cancelling a caller never disturbs others; cancelling the last one cancels the computation and returns when it
-        has ended. An exception reaches all who waited and is not stored. A store that fails costs the wait that its
-        RetryPolicy allows and a log line; the function runs, and its result is returned.
+        has ended. So does cancelling the one whose session it works with: the next caller computes. An exception
+        reaches all who waited and is not stored. A store that fails costs a wait of two seconds at most, now and then,
+        and a log line; the function runs, and its result is returned.
     """
 
     def __init__(self, recipe: Recipe[R], bound: tuple[Any, ...] = ()) -> None:
@@ -91,9 +93,11 @@ class Memoized(Generic[P, R]):
 
         Raises:
             StoreError: The database refused; results may still be stored.
+            TokenError: The tokens did not answer; other processes may not know.
 
         Guarantees:
-            Callers who come afterwards join no computation that began before in this process, and it is not saved.
+            Callers who come afterwards join no computation that began before in this process, and it is not saved. With
+            tokens, one of another process is not saved either.
         """
         return await self._recipe.clear()
 
@@ -106,6 +110,7 @@ class Memoized(Generic[P, R]):
 
         Raises:
             StoreError: The database refused; the result may still be stored.
+            TokenError: The tokens did not answer; other processes may not know.
 
         Guarantees:
             Those of :meth:`cache_clear`, for this call.
@@ -117,9 +122,9 @@ class Memoized(Generic[P, R]):
         Compute now, save, and return the result, whatever is stored.
 
         Guarantees:
-            Joins no computation that has begun; an older one that still runs is not saved.
+            Joins no computation that has begun; an older one that still runs is not saved, with tokens in no process.
         """
-        return await self._recipe.call(self._with_receiver(args), kwargs, forced=True)
+        return await self._recipe.refresh(self._with_receiver(args), kwargs)
 
     def cache_key(self, *args: P.args, **kwargs: P.kwargs) -> str:
         """
@@ -137,8 +142,7 @@ class Memoized(Generic[P, R]):
 
     def cache_info(self) -> CacheInfo:
         """Return what has happened so far in this process, with all instances."""
-        recipe = self._recipe
-        return CacheInfo(recipe.hits, recipe.misses, recipe.fills, recipe.bypasses)
+        return self._recipe.info()
 
     @property
     def expire_if(self) -> ExpireIf:
@@ -153,12 +157,12 @@ class Memoized(Generic[P, R]):
     @property
     def skip_saving_to_cache_if(self) -> SkipIf:
         """Whether not to save a result; may be assigned."""
-        return self._recipe.skip_if
+        return self._recipe.answers.skip_if
 
     @skip_saving_to_cache_if.setter
     def skip_saving_to_cache_if(self, condition: SkipIf) -> None:
         check_condition("skip_saving_to_cache_if", condition)
-        self._recipe.skip_if = condition
+        self._recipe.answers.skip_if = condition
 
     def _place(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Place:
         return self._recipe.place(self._with_receiver(args), kwargs)

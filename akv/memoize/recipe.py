@@ -1,71 +1,38 @@
-"""How a call of a memoized function is answered: key, look, judge, compute, save."""
+"""A coroutine function and how its results are kept and found."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Collection
-from dataclasses import dataclass
-from typing import Any, Generic, TypeAlias, TypeVar
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from akv.errors import ConfigurationError
+from akv.errors import TokenError
+from akv.memoize.answer import Answers, Outcome
 from akv.memoize.callkey import CallKey, function_tag
-from akv.memoize.flight import Flight
 from akv.memoize.guard import Guard, Nothing, Place
-from akv.store.expiry import naive, to_expire, utc_now
-from akv.typing import Expire
+from akv.memoize.loan import SessionLoan
+from akv.memoize.near import Near
+from akv.memoize.options import CacheInfo, Options, holds
+from akv.memoize.outer import Outer, outer
+from akv.memoize.shelf import MemoShelf
+
+if TYPE_CHECKING:
+    from akv.memoize.dependencies import Dependencies
+    from akv.memoize.invalidation import Invalidations
 
 R = TypeVar("R")
-
-ExpireIf: TypeAlias = bool | Callable[[], bool | Awaitable[bool]]
-"""Whether to ignore the cache and compute; a callable is asked at each call."""
-
-SkipIf: TypeAlias = bool | Callable[[Any], bool | Awaitable[bool]]
-"""Whether not to save; a callable is asked about each result."""
-
-
-@dataclass(frozen=True, slots=True)
-class CacheInfo:
-    """
-    What has happened so far in this process; each call is a hit, a miss or a bypass.
-
-    Attributes:
-        hits: Calls answered from the store.
-        misses: Calls that found nothing in the store.
-        fills: Results that were saved.
-        bypasses: Calls that did not ask the store, told so by ``expire_if`` or ``refresh``, or got no answer.
-    """
-
-    hits: int
-    misses: int
-    fills: int
-    bypasses: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """
-    What ``memoize`` was told.
-
-    Raises:
-        ConfigurationError: An option is of the wrong type.
-        InvalidExpireError: The expire names no instant.
-    """
-
-    expire: Expire = None
-    expire_if: ExpireIf = False
-    skip_saving_to_cache_if: SkipIf = False
-    key: Callable[..., Any] | None = None
-    ignore: Collection[str] = ()
-    version: str = ""
-
-    def __post_init__(self) -> None:
-        to_expire(self.expire, naive(utc_now()))
-        check_condition("expire_if", self.expire_if)
-        check_condition("skip_saving_to_cache_if", self.skip_saving_to_cache_if)
+T = TypeVar("T")
 
 
 class Recipe(Generic[R]):
-    """A coroutine function, and how its results are kept and found."""
+    """
+    A coroutine function, and how its results are kept and found.
+
+    Attributes:
+        expire_if: Whether to ignore what is kept.
+        answers: What happens to calls.
+    """
 
     def __init__(self, guard: Guard, function: Callable[..., Awaitable[R]], options: Options) -> None:
         """
@@ -75,12 +42,30 @@ class Recipe(Generic[R]):
         self.guard = guard
         self.function = function
         self.tag = function_tag(function, options.version)
-        self.expire = options.expire
         self.expire_if = options.expire_if
-        self.skip_if = options.skip_saving_to_cache_if
-        self.hits = self.misses = self.fills = self.bypasses = 0
+        self._dependencies = _dependencies(function, options)
+        self._invalidations = _invalidations(guard, options)
+        self._tokens = options.tokens
+        self.answers = self._make_answers(options)
         self._key_of = CallKey(function, ignore=options.ignore, key=options.key)
+        self._goes_on_behind = options.freshness.goes_on_behind
         self.takes_class = _takes_class(function, self._key_of.signature)
+
+    def _make_answers(self, options: Options) -> Answers[R]:
+        kind: type[Answers[R]] = Answers
+        if self._dependencies is not None:
+            from akv.memoize.dependent import DependentAnswers
+
+            kind = DependentAnswers
+        return kind(
+            self.guard,
+            MemoShelf(self.guard),
+            options.freshness,
+            skip_if=options.skip_saving_to_cache_if,
+            near=_near(options),
+            lease=options.lock,
+            invalidations=self._invalidations,
+        )
 
     def place(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Place:
         """Return where the result of a call is kept."""
@@ -93,68 +78,107 @@ class Recipe(Generic[R]):
         Args:
             args: The receiver included, if the function has one.
             kwargs: As the caller gave them.
-            forced: Compute, whatever is stored.
+            forced: Compute, whatever is kept.
         """
-        place = self.place(args, kwargs)  # key
-        flights = self.guard.flights
-        since = flights.landings
-        missed = await self._look(place, forced)  # look
-        if not isinstance(missed, Nothing):  # judge
-            value: R = missed
-            return value
-
-        async def fill(flight: Flight[R]) -> R:
-            found = await self.guard.look_again(place, missed, since)
-            if not isinstance(found, Nothing):
-                value: R = found
+        key, answers = self._key_of(args, kwargs), self.answers
+        forced = forced or (self.expire_if is not False and await holds(self.expire_if))
+        chance = answers.draw()
+        told = outer.get()
+        if not forced and answers.near is not None and self._dependencies is None and told is None:
+            value = answers.at_hand(key, chance)
+            if not isinstance(value, Nothing):
                 return value
-            result = await self.function(*args, **kwargs)  # compute
-            if found is not Nothing.DOWN and not await _holds(self.skip_if, result):  # save
-                self.fills += bool(await flight.save(lambda: self.guard.set(place, result, self.expire)))
-            return result
+        place, compute = Place(self.tag, key), partial(self.function, *args, **kwargs)
+        loan = SessionLoan(args, kwargs)
+        waits = self._goes_on_behind and loan.is_given()
+        basis = None if self._dependencies is None else self._dependencies.of_call(place, args, kwargs)
+        try:
+            outcome = await answers.answer(place, compute, chance, forced=forced, waits=waits, basis=basis, loan=loan)
+        except Exception:
+            if told is not None and basis is not None:  # whoever catches this rests on it as on a result
+                told.rests_on(self._tokens, basis.identifiers, None)
+            raise
+        if told is not None:
+            self._tell(told, place, outcome)
+        return outcome.value
 
-        return await flights.fly(place, fill, forced=missed is Nothing.UNASKED)
-
-    async def _look(self, place: Place, forced: bool) -> Any:
-        if forced or await _holds(self.expire_if):
-            self.bypasses += 1
-            return Nothing.UNASKED
-        found = await self.guard.look(place)
-        if not isinstance(found, Nothing):
-            self.hits += 1
-        elif found is Nothing.DOWN:
-            self.bypasses += 1
+    def _tell(self, told: Outer, place: Place, outcome: Outcome[R]) -> None:
+        """Hand what a result rests on to the tracked computation that has called."""
+        if outcome.evidence is not None:
+            told.rests_on(self._tokens, outcome.evidence.identifiers, outcome.until)
+        elif self._invalidations is not None:
+            told.rests_on(self._tokens, self._invalidations.identifiers(place), outcome.until)
         else:
-            self.misses += 1
-        return found
+            told.rests_on(None, (), outcome.until)
+
+    async def refresh(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
+        """Compute, whatever is kept here or is being computed in any process."""
+        if self._invalidations is not None:
+            place = self.place(args, kwargs)
+            try:
+                await self._invalidations.of_call(place)
+            except TokenError as error:
+                self.guard.log_unreachable(error, place)
+        return await self.call(args, kwargs, forced=True)
 
     async def clear(self) -> int:
-        """Forget the results of all calls; return how many live ones were stored."""
+        """Forget the results of all calls, in every process; return how many live ones were stored."""
         await self.guard.flights.outdate(lambda place: place.tag == self.tag)
-        return await self.guard.store.delete_tag(self.tag)
+        try:
+            if self._invalidations is not None:  # first: what is saved after this is not believed
+                await self._invalidations.of_function(self.tag)
+        finally:
+            deleted = await self._delete(None, self.guard.store.delete_tag(self.tag))
+        return deleted
 
     async def invalidate(self, place: Place) -> bool:
-        """Forget the result at one place; return whether a live one was stored."""
+        """Forget the result at one place, in every process; return whether a live one was stored."""
         await self.guard.flights.outdate(lambda other: other == place)
-        return await self.guard.store.delete(place.key, place.tag)
+        try:
+            if self._invalidations is not None:
+                await self._invalidations.of_call(place)
+        finally:
+            deleted = await self._delete(place.key, self.guard.store.delete(place.key, place.tag))
+        return deleted
+
+    async def _delete(self, key: str | None, delete: Awaitable[T]) -> T:
+        try:
+            return await delete
+        finally:
+            if self.answers.near is not None:
+                self.answers.near.forget(key)
+
+    def info(self) -> CacheInfo:
+        """Return what has happened so far."""
+        counts = self.answers
+        return CacheInfo(counts.hits, counts.misses, counts.fills, counts.bypasses, dict(counts.reasons))
 
 
-def check_condition(name: str, condition: object) -> None:
-    """
-    Check what decides about a call or a result.
+def _dependencies(function: Callable[..., Any], options: Options) -> Dependencies | None:
+    """Return what results rest on. The invalidation half is loaded here, for whoever wants it."""
+    if options.track:
+        from akv.memoize.tracking import Tracking
 
-    Raises:
-        ConfigurationError: It is no bool and no callable.
-    """
-    if not isinstance(condition, bool) and not callable(condition):
-        raise ConfigurationError(
-            f"{name} must be a bool or a callable, not {condition!r}: write {name}=lambda ...: ..."
-        )
+        return Tracking(options.tokens, function.__qualname__, options.depends_on)
+    if options.depends_on is None:
+        return None
+    from akv.memoize.dependencies import Dependencies
+
+    return Dependencies(options.tokens, options.depends_on)
 
 
-async def _holds(condition: bool | Callable[..., bool | Awaitable[bool]], *args: Any) -> bool:
-    answer = condition(*args) if callable(condition) else condition
-    return bool(await answer if inspect.isawaitable(answer) else answer)
+def _invalidations(guard: Guard, options: Options) -> Invalidations | None:
+    if options.tokens is None:
+        return None
+    from akv.memoize.invalidation import Invalidations
+
+    return Invalidations(guard, options.tokens)
+
+
+def _near(options: Options) -> Near | None:
+    if options.near is None:
+        return None
+    return Near(options.near, options.near_bytes, shared=options.near_shared)
 
 
 def _takes_class(function: Callable[..., Any], signature: inspect.Signature) -> bool:

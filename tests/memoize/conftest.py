@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from akv.client import AsyncKVAlchemy
 from akv.testing import FakeClock
+from tests.memoize.waiting import BOUND
+
+if TYPE_CHECKING:
+    from tests.backends import Backend
+    from tests.memoize.shop import App, Place
+    from tests.servers import Session
 
 
 class GatedStore(AsyncKVAlchemy):
@@ -58,4 +64,25 @@ def url(tmp_path: Path) -> str:
 @pytest.fixture
 async def kv(url: str, clock: FakeClock) -> AsyncIterator[GatedStore]:
     async with GatedStore(url, clock=clock, sweep_every=None) as store:
+        store._guard.patience = BOUND  # however slow the machine is
         yield store
+
+
+@pytest.fixture
+def place(backend: Backend, servers: Session) -> Iterator[Place]:
+    """Where the processes of one application meet."""
+    from tests.memoize.shop import left, place_of
+
+    made = place_of(backend, servers)
+    made.create()
+    yield made
+    left(made)
+
+
+@pytest.fixture
+async def app(place: Place) -> AsyncIterator[App]:
+    """One process of it."""
+    from tests.memoize.shop import opened
+
+    async with opened(place) as app:
+        yield app

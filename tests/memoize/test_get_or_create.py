@@ -8,12 +8,14 @@ import logging
 import pickle
 import sqlite3
 from contextlib import closing
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from akv.client import AsyncKVAlchemy
-from akv.errors import InvalidArgumentError, InvalidExpireError, InvalidKeyError
+from akv.errors import ConfigurationError, InvalidArgumentError, InvalidExpireError, InvalidKeyError
+from akv.store.expiry import naive
 from akv.testing import FakeClock
 from tests.memoize.conftest import GatedStore
 from tests.memoize.waiting import Work, bounded, started, until
@@ -112,6 +114,126 @@ async def test_a_value_that_cannot_be_encoded_is_returned_not_stored(kv: GatedSt
     assert await kv.count() == 0
 
 
+# Age: the row holds the plain value, and what its age is judged by lies beside it
+
+
+async def test_a_stale_value_is_returned_and_made_anew_behind(kv: GatedStore, clock: FakeClock) -> None:
+    old, new = Work("old"), Work("new")
+    old.release.set()
+
+    async def get(work: Work) -> Any:
+        return await bounded(kv.get_or_create("key", work, expire=60, stale_for=30))
+
+    assert await get(old) == "old"
+    assert await kv.get("key", return_expiration=True) == ("old", naive(clock()) + timedelta(seconds=90))
+    clock.advance(59.999999)
+    assert await get(new) == "old"
+    clock.advance(0.000001)
+    assert [await get(new), await get(new)] == ["old", "old"]
+    await bounded(new.running.wait())
+    assert await kv.get("key") == "old"
+    new.release.set()
+    await until(lambda: not kv._guard.behind)
+    assert [await get(old), await kv.get("key")] == ["new", "new"]
+    clock.advance(90)
+    assert await get(old) == "old"
+    assert (old.runs, new.runs) == (2, 1)
+
+
+async def test_the_last_value_stands_in_for_a_failure_without_limit(kv: GatedStore, clock: FakeClock) -> None:
+    work = Work("value")
+    work.release.set()
+    for _ in range(2):
+        assert await kv.get_or_create("key", work, expire=60, on_error="stale") == "value"
+    work.result = LookupError("gone")
+    clock.advance(10**8)
+    await kv.purge_expired()
+    assert await kv.get_or_create("key", work, expire=60, on_error="stale") == "value"
+    assert work.runs == 2
+    with pytest.raises(LookupError):
+        await kv.get_or_create("another", work, expire=60, on_error="stale")
+
+
+async def test_a_value_that_took_long_is_made_anew_early_by_any_process(
+    kv: GatedStore, url: str, clock: FakeClock
+) -> None:
+    async def slow() -> str:
+        clock.advance(10)
+        return "slow"
+
+    work = Work("quick")
+    work.release.set()
+    await kv.get_or_create("key", slow, expire=60, early=True)
+    clock.advance(55)
+    async with AsyncKVAlchemy(url, clock=clock, sweep_every=None) as other:
+        for chance, runs in ((0.392, 0), (0.394, 1)):
+            other._guard.chance = lambda chance=chance: chance  # type: ignore[misc]
+            assert await other.get_or_create("key", work, expire=60, early=True) == "slow"
+            await until(lambda runs=runs: work.runs == runs and not other._guard.behind)  # type: ignore[misc]
+    assert await kv.get("key") == "quick"
+
+
+async def test_the_lifetime_varies_by_the_jitter(kv: GatedStore, clock: FakeClock) -> None:
+    work = Work()
+    work.release.set()
+    kv._guard.chance = lambda: 0.75
+    await kv.get_or_create("key", work, expire=100, jitter=0.1)
+    assert (await kv.get("key", return_expiration=True))[1] == naive(clock()) + timedelta(seconds=105)
+
+
+@pytest.mark.parametrize("expire", [None, 1000])
+async def test_a_value_that_was_set_is_as_fresh_as_it_is_live(
+    kv: GatedStore, clock: FakeClock, expire: float | None
+) -> None:
+    work = Work()
+    work.release.set()
+    options: list[dict[str, Any]] = [{"stale_for": 30}, {"on_error": "stale"}, {"early": True}]
+    for told in options:
+        await kv.get_or_create("key", work, expire=60, **told)
+        await kv.set("key", "mine", expire=expire)
+        runs = work.runs
+        for seconds in (70, 929):
+            clock.advance(seconds)
+            assert await kv.get_or_create("key", work, expire=60, **told) == "mine"
+            assert not kv._guard.behind
+        assert work.runs == runs
+        await kv.delete("key")
+
+
+async def test_a_value_that_was_deleted_is_made_again(kv: GatedStore, clock: FakeClock) -> None:
+    work = Work()
+    work.release.set()
+    for _ in range(2):
+        await kv.get_or_create("key", work, expire=60, stale_for=30, on_error="stale")
+        await kv.delete("key")
+    assert work.runs == 2
+
+
+async def test_what_lies_beside_goes_with_the_value(kv: GatedStore, clock: FakeClock) -> None:
+    work = Work()
+    work.release.set()
+    for tag in ("tag", "t" * 256):
+        for _ in range(2):
+            await kv.get_or_create("key", work, tag=tag, expire=60, stale_for=30)
+    assert work.runs == 2
+    assert await kv.count() == 4
+    clock.advance(90)
+    assert await kv.purge_expired() == 4
+
+
+async def test_what_lies_beside_a_value_without_limit_goes_when_the_value_is_too_old(
+    kv: GatedStore, clock: FakeClock
+) -> None:
+    work = Work()
+    work.release.set()
+    await kv.get_or_create("key", work, expire=60, on_error="stale")
+    assert await kv.count() == 2
+    clock.advance(60)
+    assert await kv.purge_expired() == 1
+    await kv.get_or_create("key", work, expire=60, on_error="stale")
+    assert work.runs == 2
+
+
 class PrivateKey(str):
     """What a key generator returns for what only one unit of work may see."""
 
@@ -135,12 +257,31 @@ async def test_nothing_is_stored_under_a_private_key(kv: GatedStore) -> None:
         (("k" * 257, Work.__call__), {}, InvalidKeyError),
         (("key", Work.__call__), {"tag": 1}, InvalidKeyError),
         (("key", Work.__call__), {"expire": "60"}, InvalidExpireError),
+        (("key", Work.__call__), {"jitter": 1}, ConfigurationError),
+        (("key", Work.__call__), {"stale_for": 0}, ConfigurationError),
+        (("key", Work.__call__), {"early": 1}, ConfigurationError),
+        (("key", Work.__call__), {"on_error": "hide"}, ConfigurationError),
+        (("key", Work.__call__), {"lock": "yes"}, ConfigurationError),
         (("key", lambda: None), {}, InvalidArgumentError),
         (("key", "value"), {}, InvalidArgumentError),
         (("key", None), {}, InvalidArgumentError),
         (("key", Work), {}, InvalidArgumentError),
     ],
-    ids=["key", "long", "tag", "expire", "sync", "value", "none", "class"],
+    ids=[
+        "key",
+        "long",
+        "tag",
+        "expire",
+        "jitter",
+        "stale_for",
+        "early",
+        "on_error",
+        "lock",
+        "sync",
+        "value",
+        "none",
+        "class",
+    ],
 )
 async def test_bad_input_is_refused_before_any_io(
     tmp_path: Any, arguments: tuple[Any, ...], options: dict[str, Any], error: type[Exception]

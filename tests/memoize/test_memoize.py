@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import inspect
 import pickle
+import sys
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from akv import CompressedSerializer, JSONSerializer, MsgpackSerializer, PickleSerializer, SignedPickleSerializer
 from akv.client import AsyncKVAlchemy
 from akv.errors import ClosedError, UncacheableArgumentError
 from akv.memoize.decorator import Memoized
@@ -101,9 +104,49 @@ async def test_the_entry_is_under_the_functions_tag_and_the_calls_key(kv: GatedS
     count, _ = counting(kv, version="2")
     await count(7)
     (entry,) = [entry async for entry in kv]
-    assert (entry.tag, entry.key, entry.value) == (count.cache_tag, count.cache_key(7), 1)
+    assert (entry.tag, entry.key) == (count.cache_tag, count.cache_key(7))
     assert entry.tag == "akv:memo:tests.memoize.test_memoize:counting.<locals>.count@2"
     assert entry.key == "a,b:L8:i1:7s1:b"
+
+
+@pytest.mark.parametrize(
+    "serializer",
+    [JSONSerializer(), MsgpackSerializer(), SignedPickleSerializer("x" * 16), CompressedSerializer(PickleSerializer())],
+    ids=repr,
+)
+async def test_every_serializer_keeps_results(tmp_path: Path, serializer: Any) -> None:
+    async with AsyncKVAlchemy(f"sqlite+aiosqlite:///{tmp_path}/kv.db", serializer=serializer, sweep_every=None) as kv:
+        count, runs = counting(kv, expire=60, stale_for=30, early=True, lock=True, on_error="stale")
+        work = Work()
+        work.release.set()
+        for _ in range(2):
+            assert await count(1) == 1
+            assert await kv.get_or_create("key", work, expire=60, stale_for=30, early=True, lock=True) == "result"
+        assert (runs, work.runs) == ([1], 1)
+
+
+ANCESTOR = """
+import sys
+from kvalchemy import KVAlchemy
+
+for entry in KVAlchemy(sys.argv[1]):
+    print(entry.value["value"] if entry.tag.startswith("akv:memo:") else type(entry.value).__name__)
+"""
+
+
+async def test_the_ancestor_can_iterate_a_table_with_results_in_it(kv: GatedStore, url: str, clock: FakeClock) -> None:
+    clock.set(datetime.now(UTC))
+
+    @kv.memoize(expire=60, stale_for=30, lock=True, near=10)
+    async def compute() -> dict[str, list[int]]:
+        return {"any": [1, 2]}
+
+    await compute()
+    program = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", ANCESTOR, url.replace("+aiosqlite", "")), stdout=asyncio.subprocess.PIPE
+    )
+    out, _ = await bounded(program.communicate())
+    assert sorted(out.decode().splitlines()) == ["dict", "{'any': [1, 2]}"]
 
 
 async def test_another_version_is_another_function(kv: GatedStore) -> None:

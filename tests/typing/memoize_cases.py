@@ -14,7 +14,8 @@ from typing import Any, assert_type
 
 from akv.client import AsyncKVAlchemy
 from akv.memoize.decorator import Memoized
-from akv.memoize.recipe import CacheInfo
+from akv.memoize.lease import Lock
+from akv.memoize.options import CacheInfo
 
 kv = AsyncKVAlchemy("sqlite+aiosqlite:///never.db")
 
@@ -44,6 +45,31 @@ async def with_key(user_id: int) -> int:
     return user_id
 
 
+@kv.memoize(
+    expire=60,
+    jitter=0.1,
+    stale_for=timedelta(seconds=30),
+    early=True,
+    on_error="stale",
+    near=10_000,
+    near_bytes=2**20,
+    near_shared=True,
+    lock=True,
+)
+async def with_age(user_id: int) -> Profile:
+    return Profile("")
+
+
+@kv.memoize(depends_on=lambda user_id: [f"akv:users#{user_id}", Profile], track=True)
+async def with_dependencies(user_id: int) -> Profile:
+    return Profile("")
+
+
+@kv.memoize(stale_for=0.5, lock=2.5)
+async def with_seconds(*, user_id: int = 1) -> Profile:
+    return Profile("")
+
+
 async def functions() -> None:
     assert_type(await bare(1), Profile)
     assert_type(await bare(user_id=1, lang="de"), Profile)
@@ -58,6 +84,9 @@ async def functions() -> None:
     assert_type(await positional_options(1), Profile | None)
     assert_type(await with_options(object(), 1, 2, deep=True, x="y"), list[Profile])
     assert_type(await with_key(1), int)
+    assert_type(await with_age(user_id=1), Profile)
+    assert_type(await with_dependencies(1), Profile)
+    assert_type(await with_seconds(), Profile)
     bare.expire_if = True
     bare.skip_saving_to_cache_if = lambda result: result.name == ""
 
@@ -76,6 +105,10 @@ async def functions() -> None:
     bare.expire_if = "yes"  # E: assignment
     bare.cache_info().hits = 1  # E: misc
     wrong: str = await bare(1)  # E: assignment
+    await with_age("1")  # E: arg-type
+    await with_age.cache_invalidate()  # E: call-arg
+    await with_dependencies(user="1")  # E: call-arg
+    await with_seconds(1)  # E: call-arg
     await with_options(session=object())  # E: call-arg
     await with_options(object(), deep=1)  # E: arg-type
     print(wrong)
@@ -110,6 +143,10 @@ class Service:
     async def static_above(user_id: int) -> Profile:
         return Profile("")
 
+    @kv.memoize(expire=60, stale_for=30, near=10, lock=True)
+    async def aged(self, user_id: int) -> Profile:
+        return Profile("")
+
 
 class Special(Service):
     async def use(self) -> None:
@@ -124,6 +161,8 @@ async def methods(service: Service, special: Special) -> None:
     assert_type(await service.method.refresh(7), Profile)
     assert_type(await service.method.__wrapped__(7), Profile)
     assert_type(await service.alone(), int)
+    assert_type(await service.aged(1), Profile)
+    assert_type(await special.aged.refresh(user_id=1), Profile)
     assert_type(await Service.method(service, 1), Profile)
     assert_type(await special.method(1), Profile)
     for classmethod_ in (Service.below, Service.above, service.below, service.above, Special.below, special.above):
@@ -136,6 +175,7 @@ async def methods(service: Service, special: Special) -> None:
     await service.method("1")  # E: arg-type
     await service.method(service, 1)  # E: arg-type
     await service.alone(1)  # E: call-arg
+    await service.aged()  # E: call-arg
     service.method.cache_key("1")  # E: arg-type
     await service.method.cache_invalidate()  # E: call-arg
     await Service.method(1)  # E: arg-type
@@ -157,11 +197,24 @@ async def made_of(user_id: int) -> Profile:
 async def creators() -> None:
     assert_type(await kv.get_or_create("key", made, tag="tag", expire=60), Profile)
     assert_type(await kv.get_or_create("key", partial(made_of, 1)), Profile)
+    aged = kv.get_or_create("key", made, expire=60, jitter=0.1, stale_for=30, early=True, on_error="stale", lock=True)
+    assert_type(await aged, Profile)
     await kv.get_or_create("key", made_of)  # E: arg-type
+    await kv.get_or_create("key", made, on_error="hide")  # E: arg-type
     await kv.get_or_create("key", made())  # E: arg-type
     await kv.get_or_create("key", lambda: 1)  # E: arg-type
     await kv.get_or_create("key", made, 60)  # E: call-arg
     await kv.get_or_create("key", made, expire="60")  # E: arg-type
+
+
+async def locks() -> None:
+    async with kv.lock("name", lease=timedelta(seconds=5), timeout=0.5) as lock:
+        assert_type(lock, Lock)
+        assert_type(lock.fence, int)
+        assert_type(lock.is_held, bool)
+    kv.lock(1)  # E: arg-type
+    kv.lock("name", 10)  # E: call-arg
+    kv.lock("name", lease=None)  # E: arg-type
 
 
 @kv.memoize  # E: arg-type
@@ -186,4 +239,19 @@ async def wrong_version() -> int:
 
 @kv.memoize(60, False, False, "key")  # E: call-overload
 async def too_many_positions() -> int:
+    return 1
+
+
+@kv.memoize(on_error="ignore")  # E: call-overload
+async def wrong_on_error() -> int:
+    return 1
+
+
+@kv.memoize(near="many")  # E: call-overload
+async def wrong_near() -> int:
+    return 1
+
+
+@kv.memoize(stale_for="30")  # E: call-overload
+async def wrong_stale_for() -> int:
     return 1
