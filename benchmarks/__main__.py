@@ -1,17 +1,22 @@
-"""
+r"""
 How fast akv is beside its peers.
 
 Official results are made on a quiet machine with these commands, one for each
 file, and committed under benchmarks/results/ with their plots::
 
-    python -m benchmarks base --runs 3 --json benchmarks/results/base.json
-    python -m benchmarks base --tasks 1 --mixes get set --runs 3 --json benchmarks/results/base-1-task.json
+    python -m benchmarks base --runs 3 --contenders akv core session asyncpg aiosqlite asyncmy cashews aiocache \
+        --json benchmarks/results/base.json
+    python -m benchmarks base --runs 3 --tasks 1 --mixes get set --json benchmarks/results/base-1-task.json
+    python -m benchmarks base --mixes get set --json benchmarks/results/peers.json
     python -m benchmarks factors --json benchmarks/results/factors.json
     python -m benchmarks processes --json benchmarks/results/processes.json
     python -m benchmarks sweep --json benchmarks/results/sweep.json
     python -m benchmarks scan --json benchmarks/results/scan.json
     python -m benchmarks memory --json benchmarks/results/memory.json
     python -m benchmarks uvloop --json benchmarks/results/uvloop.json
+    python -m benchmarks tokens --json benchmarks/results/tokens.json
+    python -m benchmarks memoize --json benchmarks/results/memoize.json
+    python -m benchmarks stampede --json benchmarks/results/stampede.json
 
 ``--json`` draws the plots too; ``python -m benchmarks plot FILE ...`` draws them
 again. ``python -m benchmarks list`` says who is here: a contender that is not
@@ -62,6 +67,9 @@ BENCHMARKS = {
     "scan": Benchmark("scan", rounds=1),
     "memory": Benchmark("memory", rounds=5),
     "uvloop": Benchmark("uvloop", rounds=5, seconds=1.0),
+    "tokens": Benchmark("tokens", rounds=7, seconds=0.5),
+    "memoize": Benchmark("memoize", rounds=5, seconds=0.3),
+    "stampede": Benchmark("stampede", rounds=3),
     "list": Benchmark("listing"),
     "plot": Benchmark("plot"),
 }

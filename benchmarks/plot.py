@@ -158,6 +158,47 @@ def _uvloop(document: Document) -> Drawings:
     yield "", chart("uvloop", panels)
 
 
+def _tokens(document: Document) -> Drawings:
+    for backend in dict.fromkeys(result["backend"] for result in document["results"]):
+        parts: dict[str, list[Any]] = defaultdict(list)
+        for result in document["results"]:
+            if result["backend"] == backend:
+                parts[result["part"]].append(result)
+        panels = [panel for part, draw in _TOKENS.items() if (panel := draw(parts[part])) is not None]
+        yield f"-{backend}", chart(f"{_NAMES[backend]}: bound sessions beside others", panels)
+
+
+def _commits(results: list[Any]) -> Bars | None:
+    values = {
+        f"{way}, {result['rows']:,} rows": told["part"]["p50"]
+        for result in results
+        for way, told in result["ways"].items()
+        if "part" in told
+    }
+    return Bars("commit(), p50", values, ours="bound", unit=" ms") if values else None
+
+
+def _hot(results: list[Any]) -> Bars | None:
+    values = {result["way"]: result["rate"] for result in results if "rate" in result}
+    return Bars("commits/s that change one row", values, ours="bound") if values else None
+
+
+def _keys(results: list[Any]) -> Bars | None:
+    values = {f"{each['who']}, {each['tasks']} tasks": each["rate"] for each in results if "rate" in each}
+    return Bars("keys/s", values) if values else None
+
+
+def _capture(results: list[Any]) -> Bars | None:
+    values = {result["kind"]: max(0.0, result["nanoseconds"]) / 1000 for result in results}
+    return Bars("time in listeners, a statement", values, unit=" us") if values else None
+
+
+_TOKENS: dict[str, Callable[[list[Any]], Bars | None]] = {
+    "commit": _commits,
+    "hot": _hot,
+    "keys": _keys,
+    "capture": _capture,
+}
 _DRAWINGS: dict[str, Callable[[Document], Drawings]] = {
     "base": _base,
     "factors": _factors,
@@ -166,4 +207,5 @@ _DRAWINGS: dict[str, Callable[[Document], Drawings]] = {
     "scan": _mebibytes("peak memory of a scan"),
     "memory": _mebibytes("an idle store"),
     "uvloop": _uvloop,
+    "tokens": _tokens,
 }

@@ -24,7 +24,10 @@ from rich.table import Table
 from benchmarks.contenders import ALL
 from benchmarks.harness import Case, Outcome, Tick, ratios
 
-_PACKAGES = ("sqlalchemy", "greenlet", "asyncpg", "aiosqlite", "asyncmy", "psycopg", "pymysql", "redis", "uvloop")
+_PACKAGES = (
+    *("sqlalchemy", "greenlet", "asyncpg", "aiosqlite", "asyncmy", "psycopg", "pymysql", "redis", "uvloop"),
+    *("async_lru", "cachetools", "dogpile.cache"),
+)
 _ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -129,6 +129,100 @@ def test_uvloop_runs_beside_asyncio(tmp_path: Path) -> None:
     assert {loop for one in found["results"] for loop in one["rates"]} == {"asyncio", "uvloop"}
 
 
+def test_tokens_tell_what_commits_statements_and_keys_cost(tmp_path: Path) -> None:
+    where = ["--backends", "sqlite", "postgres"]
+    small = ["--changed", "0", "1", "--tasks", "1", "3", "--instances", "2", "--writers", "2"]
+
+    found = document_of(tmp_path, "tokens", *TINY, *where, *small)
+
+    parts: dict[str, dict[str, list[Any]]] = {}
+    for each in found["results"]:
+        parts.setdefault(each["backend"], {}).setdefault(each["part"], []).append(each)
+    assert parts.keys() | found["absent_backends"].keys() == set(where[1:])
+    for backend, told in parts.items():
+        assert told.keys() == {"commit", "hot", "keys", "capture"}
+        assert all(each["rate"] > 0 and not each["errors"] for each in (*told["hot"], *told["keys"]))
+        assert [(each["tasks"], each["who"]) for each in told["keys"]] == [
+            (tasks, who) for tasks in (1, 3) for who in ("akv", "alkey")
+        ]
+        for each in told["commit"]:
+            assert all(way["part"]["p50"] <= way["latencies"]["max"] for way in each["ways"].values())
+            assert trips_of_commit(each) == ((1, 0), EXPECTED_TRIPS[backend, each["rows"]])
+    assert all(goal["met"] for goal in found["goals"])
+    assert {path.name for path in tmp_path.glob("*.svg")} == {f"tokens-{backend}.svg" for backend in parts}
+
+
+EXPECTED_TRIPS = {
+    ("sqlite", 0): (1, 0),
+    ("sqlite", 1): (3, 0),
+    ("postgres", 0): (1, 0),
+    ("postgres", 1): (2, 2),
+}
+"""To the database and to Redis, of the commit of a bound session: MARK and RESOLVE are one each, the gate is one."""
+
+
+def trips_of_commit(result: dict[str, Any]) -> tuple[tuple[float, float], ...]:
+    trips = [result["ways"][way]["trips"] for way in ("unbound", "bound")]
+    return tuple((each["commit_database"], each["commit_redis"]) for each in trips)
+
+
+def test_memoize_tells_what_near_hits_cost_and_how_often_hits_with_dependencies_travel(tmp_path: Path) -> None:
+    found = document_of(tmp_path, "memoize", *TINY, "--backends", "postgres")
+
+    near = {one["way"]: one for one in found["results"] if one["part"] == "near"}
+    assert near.keys() == {
+        "akv, a str", "akv, a dict, copied", "akv, a dict, near_shared", "async_lru", "cachetools",
+    }  # fmt: skip
+    for way, told in near.items():
+        assert told.get("absent") or (told["of_one"]["p50"] > 0 and not told["errors"]), way
+    assert {"async_lru", "cachetools", "dogpile.cache"} <= found["versions"].keys()
+    hits = [one for one in found["results"] if one["part"] == "hits"]
+    assert {one["distance"] for one in hits} == (set() if found["absent_backends"] else {"local", "1 ms away"})
+    for one in hits:
+        assert one["rate"] > 0
+        assert not one["errors"]
+        assert tuple(one["trips"].values()) == TRIPS_OF_HITS[one["work"], one["way"]], one
+        assert ("verdict" in one) is one["way"].startswith("hit")
+        assert not one.get("cold")
+        assert not one.get("bypasses")
+    assert all(goal["met"] for goal in found["goals"] if "round trips" in goal["what"])
+
+
+TRIPS_OF_HITS = {
+    (work, way): trips
+    for work, queries in {"row": 1, "three rows": 3, "aggregate, declared": 1, "aggregate, tracked": 1}.items()
+    for way, trips in {
+        "query": (queries + 2, 0),
+        "query, AUTOCOMMIT": (queries, 0),
+        "hit": (1, 1),
+        "hit, near": (0, 1),
+    }.items()
+}
+"""To the database and to Redis; a transaction begins and ends in one each."""
+
+
+def test_a_stampede_tells_of_computations_waits_and_who_cannot(tmp_path: Path) -> None:
+    small = ["--rounds", "1", "--callers", "8", "--processes", "1", "2", "--computation", "0.1"]
+
+    found = document_of(tmp_path, "stampede", *small, "--backends", "postgres")
+
+    told = {(one["part"], one["processes"], one["who"]): one for one in found["results"]}
+    for (event, processes, who), one in told.items():
+        if "absent" in one:
+            assert event == "token change" or who.startswith(("cashews", "aiocache", "dogpile"))
+            continue
+        assert not one["errors"], one
+        assert one["callers"] == 8 // processes
+        if who.startswith("akv"):
+            assert 1 <= one["computations"] <= processes, one
+            assert one["computations"] == 1 or event == "expiry" or "lock=True" not in who, one
+            assert one["old"] == 0 or "stale_for" in who, one
+    if not found["absent_backends"]:
+        assert {processes for _, processes, _ in told} == {1, 2}
+        dogpile = told["token change", 1, "dogpile.cache in a thread"]
+        assert dogpile["absent"]
+
+
 def test_the_list_says_why_somebody_is_absent() -> None:
     nowhere = "postgresql+asyncpg://nobody@127.0.0.1:1/none"
 
@@ -140,7 +234,8 @@ def test_the_list_says_why_somebody_is_absent() -> None:
 
 def test_no_benchmark_is_without_a_smoke_run() -> None:
     assert BENCHMARKS.keys() == {
-        "base", "factors", "processes", "sweep", "scan", "memory", "uvloop", "list", "plot",
+        "base", "factors", "processes", "sweep", "scan", "memory", "uvloop", "tokens", "memoize", "stampede", "list",
+        "plot",
     }  # fmt: skip
 
 
