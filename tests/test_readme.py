@@ -1,7 +1,8 @@
-"""Every block of Python in the README runs, and the first one is as short as it says."""
+"""Every block of Python in the README runs, and every guarantee in it names tests that exist."""
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -43,3 +44,50 @@ def test_the_first_program_has_at_most_fifteen_lines() -> None:
 
 def test_the_readme_has_the_blocks_that_this_test_expects() -> None:
     assert len(BLOCKS) >= 4
+
+
+# --- the table of guarantees -------------------------------------------------------------------------------------
+
+GUARANTEES = README[README.index("### What is guaranteed") :].partition("**Impossible**")[0]
+ROWS = [
+    [cell.strip() for cell in line.strip("|").split("|")]
+    for line in GUARANTEES.splitlines()
+    if line.startswith("|") and not line.startswith("|---")
+]
+PROOFS = dict(re.findall(r"^(\d+)\. `(tests/\S+)`$", GUARANTEES, flags=re.MULTILINE))
+HAS_NO_SUCH_THING = re.compile(r"\((?:no|has none)\b")
+
+
+def references(cell: str) -> list[str]:
+    return re.findall(r"\[(\d+)\]", cell)
+
+
+def test_every_fault_has_a_cell_for_every_database() -> None:
+    assert len(ROWS) > 10
+    assert {len(row) for row in ROWS} == {5}
+
+
+@pytest.mark.parametrize("row", ROWS[1:], ids=lambda row: row[0])
+def test_a_guarantee_names_its_proofs(row: list[str]) -> None:
+    for cell in row[1:]:
+        assert HAS_NO_SUCH_THING.match(cell) or references(cell), cell
+        assert set(references(cell)) <= set(PROOFS)
+
+
+def test_no_proof_is_without_a_guarantee() -> None:
+    assert set(PROOFS) == {number for row in ROWS for cell in row for number in references(cell)}
+
+
+@pytest.mark.parametrize("proof", PROOFS.values())
+def test_a_proof_is_a_test_that_exists(proof: str) -> None:
+    path, _, name = proof.partition("::")
+    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    assert [function.name for function in functions].count(name) == 1
+    assert not [
+        each
+        for function in functions
+        if function.name == name
+        for each in function.decorator_list
+        if "skip" in ast.dump(each)
+    ]

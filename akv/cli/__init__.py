@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 from akv.errors import AKVError
 
+_REDIS = "redis://localhost:6379"
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """
@@ -31,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("the demo prints with rich: pip install 'akv[cli]'", file=sys.stderr)
         return 1
     try:
-        asyncio.run(demo(options.database, orders=options.orders))
+        asyncio.run(demo(options.database, redis=options.redis, orders=options.orders))
     except AKVError as error:
         print(f"akv: {error}", file=sys.stderr)
         return 1
@@ -46,8 +48,15 @@ def _parser() -> argparse.ArgumentParser:
         "--database",
         metavar="URL",
         help="run on this database, for example postgresql+asyncpg://localhost/test; "
-        "makes tables named akv_demo_* and drops them again (the tokens of an SQLite file, akv_token, stay). "
+        "makes tables named akv_demo_* and drops them again (what tokens need, akv_token or akv_gate, stays). "
         "Default: a new SQLite file",
+    )
+    demo.add_argument(
+        "--redis",
+        metavar="URL",
+        nargs="?",
+        const=_REDIS,
+        help=f"keep tokens in this Redis, and read in a second process; removes its keys again. Without URL: {_REDIS}",
     )
     demo.add_argument("--orders", type=_at_least_one, default=3000, help="how many orders the shop has (3000)")
     return parser

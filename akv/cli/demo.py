@@ -5,13 +5,15 @@ The demo: a small shop that shows what akv does, on a real database.
 from __future__ import annotations
 
 import asyncio
+import os
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -19,39 +21,47 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import joinedload
 
+from akv.cli.neighbour import neighbour
+from akv.cli.reader import Look, Reader
+from akv.cli.redis import Place, open_redis, until_shared
 from akv.cli.shop import USERS, Order, User, open_shop
 from akv.client import AsyncKVAlchemy
 from akv.store.engines import parse_url
 from akv.store.models import table_of
 from akv.tokens.binding import bind
 from akv.tokens.database import DatabaseTokens
-from akv.tokens.identifiers import GLOBAL_WRITE_TOKEN
 from akv.tokens.keygen import CacheKeyGenerator
 
+if TYPE_CHECKING:
+    from akv.tokens.redis import RedisTokens
+
 Sessions = async_sessionmaker[AsyncSession]
+Looking = Callable[[], Awaitable[dict[str, Look]]]
 _CALLERS = 64
 
 
-async def demo(database: str | None, *, orders: int, console: Console | None = None) -> None:
+async def demo(database: str | None, *, redis: str | None = None, orders: int, console: Console | None = None) -> None:
     """
     Run the demo.
 
     Args:
         database: URL of a database; None: a new SQLite file, deleted at the end.
+        redis: URL of a Redis to keep tokens in; None: they live in the database, if it is SQLite.
         orders: How many orders the shop has, at least 1.
         console: Where to print; None: standard output.
 
     Raises:
-        AKVError: The database cannot be used.
+        AKVError: The database or Redis cannot be used.
     """
     with tempfile.TemporaryDirectory(prefix="akv-demo-") as folder:
         url = database or f"sqlite+aiosqlite:///{Path(folder) / 'shop.db'}"
-        await _Demo(url, orders, console or Console()).run()
+        await _Demo(url, redis, orders, console or Console()).run()
 
 
 class _Demo:
-    def __init__(self, url: str, orders: int, console: Console) -> None:
+    def __init__(self, url: str, redis: str | None, orders: int, console: Console) -> None:
         self._url = url
+        self._redis = redis
         self._orders = orders
         self._console = console
         self._engine: AsyncEngine = create_async_engine(parse_url(url)[0])
@@ -60,16 +70,16 @@ class _Demo:
     async def run(self) -> None:
         """Run the chapters on one open shop."""
         try:
-            async with (
-                open_shop(self._engine, self._orders),
-                AsyncKVAlchemy(self._url, table="akv_demo_kv") as kv,
-            ):
+            async with AsyncExitStack() as open_:
+                on_redis = await open_.enter_async_context(open_redis(self._redis)) if self._redis else None
+                await open_.enter_async_context(open_shop(self._engine, self._orders))
+                kv = await open_.enter_async_context(AsyncKVAlchemy(self._url, table="akv_demo_kv"))
                 self._title(f"akv demo: {USERS} users, {self._orders} orders on {self._engine.dialect.name}")
                 await kv.clear()
                 await self._values(kv)
                 await self._within(kv)
                 await self._memoize(kv)
-                await self._tokens()
+                await (self._tokens() if on_redis is None else self._tokens_on_redis(*on_redis))
                 await self._drop(kv)
         finally:
             await self._engine.dispose()
@@ -125,48 +135,53 @@ class _Demo:
     async def _tokens(self) -> None:
         self._title("4. A commit makes exactly the right keys miss, a rollback none")
         if self._engine.dialect.name != "sqlite":
-            self._console.print("   tokens live in SQLite so far: run the demo without --database to see them")
+            self._console.print("   here tokens live in Redis: run the demo with --redis to see them")
             return
         tokens = DatabaseTokens(self._url)
         binding = bind(self._sessions, tokens)
         try:
-            await self._watch(CacheKeyGenerator(tokens))
+            await self._watch(Reader(self._sessions, CacheKeyGenerator(tokens)).look)
         finally:
             await binding.unbind()
             await tokens.aclose()
 
-    async def _watch(self, keys: CacheKeyGenerator) -> None:
-        things: dict[str, Any] = {
-            "user 1": "akv:akv_demo_users#1",
-            "user 2": "akv:akv_demo_users#2",
-            "any User": User,
-            "any Order": Order,
-            "anything": GLOBAL_WRITE_TOKEN,
-        }
+    async def _tokens_on_redis(self, place: Place, tokens: RedisTokens) -> None:
+        self._title("4. In another process: a commit makes the right keys miss, a rollback none")
+        binding = bind(self._sessions, tokens)
+        try:
+            await until_shared(self._sessions, tokens)
+            async with neighbour(self._url, place) as other:
+                await self._watch(other.look)
+                self._row("who commits, and who looks", f"processes {os.getpid()} and {other.pid}")
+        finally:
+            await binding.unbind()
 
-        async def snapshot() -> dict[str, str]:
-            return {name: await keys(thing) for name, thing in things.items()}
-
-        async def rename(session: AsyncSession, name: str) -> None:
-            user = await session.get_one(User, 1)
-            user.name = name
-            await session.flush()
-
-        before = await snapshot()
+    async def _watch(self, look: Looking) -> None:
+        before = await look()
         async with self._sessions() as session:
-            await rename(session, "never seen")
+            await self._rename(session, "never seen")
             await session.rollback()
-        rolled_back = await snapshot()
+        rolled_back = await look()
         async with self._sessions.begin() as session:
-            await rename(session, "Ada")
-        committed = await snapshot()
+            await self._rename(session, "Ada")
+        returned = time.perf_counter()
+        committed = await look()
+        took = time.perf_counter() - returned
 
         table = Table(
             "the key of", "user 1 renamed, rolled back", "user 1 renamed, committed", box=None, padding=(0, 3)
         )
-        for name in things:
-            table.add_row(name, _verdict(before, rolled_back, name), _verdict(rolled_back, committed, name))
+        for name in before:
+            table.add_row(name, _verdict(rolled_back[name]), _verdict(committed[name]))
         self._console.print(table)
+        names = " -> ".join(repr(each["user 1"].value) for each in (before, rolled_back, committed))
+        self._row("user 1, through the cache", names)
+        self._row("all that, after commit() had returned", f"{took * 1000:.1f} ms")
+
+    async def _rename(self, session: AsyncSession, name: str) -> None:
+        user = await session.get_one(User, 1)
+        user.name = name
+        await session.flush()
 
     async def _drop(self, kv: AsyncKVAlchemy) -> None:
         async with self._engine.begin() as connection:
@@ -188,5 +203,5 @@ class _ChangedMind(Exception):  # noqa: N818 -- a customer, not an error
     pass
 
 
-def _verdict(before: dict[str, str], after: dict[str, str], name: str) -> str:
-    return "[green]hit[/green]" if before[name] == after[name] else "[red]miss[/red]"
+def _verdict(look: Look) -> str:
+    return "[green]hit[/green]" if look.hit else "[red]miss[/red]"
