@@ -24,6 +24,9 @@ _DEFAULT_PORTS = {"postgresql": 5432, "mariadb": 3306, "mysql": 3306, "redis": 6
 # The proxy must be able to read what it forwards: no TLS.
 _PLAIN = {"asyncpg": {"ssl": "disable"}, "psycopg": {"sslmode": "disable"}}
 
+_STEPS_OF_ACCEPT = 3
+"""Turns of the loop after which a client that was being accepted is a link."""
+
 
 def _pass(data: bytes) -> Verdict:
     return "pass"
@@ -82,8 +85,10 @@ class TCPProxy:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.refuse()
+        for _ in range(_STEPS_OF_ACCEPT):
+            await asyncio.sleep(0)
         while self._links:
-            self.cut()  # again: one that was being accepted or connected was not there the first time
+            self.cut()  # again: one that was being connected was not there the first time
             await asyncio.sleep(0.001)
 
     async def accept(self) -> None:
@@ -181,6 +186,7 @@ class _Link:
         """Connect to the server; the client is not listened to before."""
         self.proxy._links.add(self)
         self._connecting = asyncio.get_running_loop().create_task(self._connect(), name="proxy-connect")
+        self._connecting.add_done_callback(self._no_longer_connecting)  # a task cancelled at once does not even begin
 
     async def _connect(self) -> None:
         try:
@@ -189,9 +195,10 @@ class _Link:
             self.cut()
         else:
             self._connected()
-        finally:
-            self._connecting = None
-            self.closed()
+
+    def _no_longer_connecting(self, _task: asyncio.Task[None]) -> None:
+        self._connecting = None
+        self.closed()
 
     def _connected(self) -> None:
         client = self.client.transport

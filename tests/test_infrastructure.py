@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -203,6 +204,19 @@ async def test_a_cut_ends_the_connection_and_the_next_one_works(proxy: TCPProxy,
             await connection.execute(text("SELECT 1"))
         assert caught.value.connection_invalidated
     assert await one(proxy.url) == 1
+
+
+@pytest.mark.parametrize("steps", range(8))
+async def test_a_client_cut_at_any_step_of_its_connecting_does_not_keep_the_proxy_open(steps: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as client:
+        client.setblocking(False)
+        async with asyncio.timeout(10):
+            async with TCPProxy(*server.getsockname()) as proxy:
+                await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", proxy.port))
+                for _ in range(steps):
+                    await asyncio.sleep(0)
+                proxy.cut()
+        assert proxy.open_connections == 0
 
 
 @SERVERS
