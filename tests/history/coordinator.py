@@ -189,19 +189,24 @@ class Round:
         log = LogReader(spec.log, slot)
         pid = self._zygote.fork(role, spec)
         life = self.lives[slot] = Life(pid, log, role, spec)
-        watched = os.pidfd_open(pid)
         loop = asyncio.get_running_loop()
+        try:
+            watched = os.pidfd_open(pid)
+        except ProcessLookupError:  # nothing is left of who has ended already
+            loop.call_soon(self._ended, slot, life)
+        else:
+            loop.add_reader(watched, self._ended, slot, life, watched)
 
-        def ended() -> None:
-            loop.remove_reader(watched)
+    def _ended(self, slot: int, life: Life, watched: int | None = None) -> None:
+        """Take note of the end of a process, and start the next in its slot."""
+        if watched is not None:
+            asyncio.get_running_loop().remove_reader(watched)
             os.close(watched)
-            life.ended.set()
-            self._finished.append(life)
-            if not self.board.stopping:
-                self.deaths[role.__module__.rpartition(".")[2]] += 1
-                self._start(slot, role, replace(spec, life=spec.life + 1))
-
-        loop.add_reader(watched, ended)
+        life.ended.set()
+        self._finished.append(life)
+        if not self.board.stopping:
+            self.deaths[life.role.__module__.rpartition(".")[2]] += 1
+            self._start(slot, life.role, replace(life.spec, life=life.spec.life + 1))
 
     async def _end(self) -> None:
         """Let everybody finish, and kill who does not."""
@@ -212,7 +217,8 @@ class Round:
         for life in lives:
             if not life.ended.is_set():
                 self.deaths["late"] += 1
-                os.kill(life.pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):
+                    os.kill(life.pid, signal.SIGKILL)
         if late:
             await asyncio.wait(late)
         self._judge(last=True)

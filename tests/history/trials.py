@@ -5,6 +5,7 @@ Rounds on one set of servers, and what became of each.
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import importlib
 import shutil
 import tempfile
@@ -35,6 +36,9 @@ _WARM = {
     SQLITE: ("aiosqlite", "sqlalchemy.dialects.sqlite.aiosqlite"),
 }
 _ROOMY = Path("/dev/shm")
+_LONGEST_END = 240.0
+"""Seconds that a round may take beyond its own: servers that come back, healing, processes that finish."""
+_LAST_WORDS = 60.0
 
 
 def run(database: str, work: Callable[[Trials], Coroutine[Any, Any, T]]) -> T:
@@ -65,6 +69,15 @@ async def _arena(database: str, folder: Path) -> AsyncIterator[Arena]:
         await arena.close()
 
 
+@asynccontextmanager
+async def _bounded(seconds: float) -> AsyncIterator[None]:
+    """Say where a round stays that does not end, and end it: by an exception, or else the whole process."""
+    faulthandler.dump_traceback_later(seconds + _LAST_WORDS, exit=True)
+    async with asyncio.timeout(seconds):
+        yield
+    faulthandler.cancel_dump_traceback_later()
+
+
 class Trials:
     """Runs rounds, one after the other."""
 
@@ -81,7 +94,8 @@ class Trials:
         folder.mkdir()
         before = code()
         round_ = Round(self._arena, self._zygote, folder, settings, seed)
-        checker = await round_.run()
+        async with _bounded(settings.seconds + _LONGEST_END):
+            checker = await round_.run()
         shutil.rmtree(folder)
         if not settings.ablation:
             for example in checker.examples[:3]:
