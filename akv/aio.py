@@ -112,7 +112,7 @@ class TimeLimit:
 class _Limited:
     """A block with a time limit."""
 
-    __slots__ = ("_limit", "_task", "_when")
+    __slots__ = ("_cancelling", "_limit", "_task", "_when")
 
     def __init__(self, limit: TimeLimit, when: float) -> None:
         self._limit = limit
@@ -120,12 +120,15 @@ class _Limited:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 -- asyncio runs coroutines in tasks
         self._task = task
+        self._cancelling = task.cancelling()  # not 0 in what a cancelled task does at its end
 
     def __enter__(self) -> None:
         self._limit._watch(self._task, self._when)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if self._limit._is_over(self._task) and self._task.uncancel() == 0 and kind is asyncio.CancelledError:
+        if not self._limit._is_over(self._task):
+            return
+        if self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             raise TimeoutError from error
 
 

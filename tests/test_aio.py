@@ -127,6 +127,26 @@ async def test_a_cancellation_from_elsewhere_stays_one_under_a_time_limit() -> N
         await task
 
 
+async def test_a_block_of_a_cancelled_task_that_ends_has_a_time_limit_too() -> None:
+    limit = TimeLimit(every=0.001)
+    outcomes = []
+
+    async def cancelled() -> None:
+        try:
+            await asyncio.sleep(BOUND)
+        finally:
+            with pytest.raises(TimeoutError), limit.until(asyncio.get_running_loop().time() + 0.005):
+                await asyncio.sleep(BOUND)
+            outcomes.append("ended")
+
+    task = asyncio.ensure_future(cancelled())
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert outcomes == ["ended"]
+
+
 async def test_what_a_block_makes_of_its_cancellation_is_passed_on() -> None:
     limit = TimeLimit(every=0.001)
     with pytest.raises(LookupError):

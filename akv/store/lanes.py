@@ -66,7 +66,7 @@ class Lane(Generic[Op]):
         self._loop = asyncio.get_running_loop()
         self._waiting: list[Waiting[Op]] = []
         self._flying = 0
-        self._boarding = False
+        self._boarding: object | None = None
 
     def submit(self, operation: Op) -> asyncio.Future[Any]:
         """
@@ -86,14 +86,16 @@ class Lane(Generic[Op]):
         self._is_open = True
         self._wake()
 
-    def fail(self, error: BaseException) -> None:
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody waits for a batch that has not left."""
+        return not all(one.is_gone for one in self._waiting)
+
+    def fail(self, error: Exception) -> None:
         """Tell those who wait for the lane to open why it does not; it may be opened later."""
         waiting, self._waiting = self._waiting, []
         for one in waiting:
-            if isinstance(error, Exception):
-                one.resolve(Failed(own_copy(error)))
-            else:
-                one.future.cancel()
+            one.resolve(Failed(own_copy(error)))
 
     def forget(self) -> None:
         """Let nobody wait any more, for their event loop has ended: no batch may leave on another one."""
@@ -106,13 +108,21 @@ class Lane(Generic[Op]):
         What is called until then joins it. After a batch has landed, that turn comes behind the wake-ups of its
         callers, so that what they call next is on board.
         """
-        if self._waiting and self._is_open and not self._boarding and self._has_room():
-            self._boarding = True
+        if self._waiting and self._is_open and self._boarding is None and self._has_room():
+            boarding = self._boarding = object()
             self._flying += 1
-            self._tasks.spawn(self._fly(), name="akv batch")
+            self._tasks.spawn(self._fly(), name="akv batch").add_done_callback(lambda _: self._stayed(boarding))
+
+    def _stayed(self, boarding: object) -> None:
+        """Let another batch leave for one whose task was cancelled before its first step, as asyncio.run() does."""
+        if self._boarding is boarding:
+            self._boarding = None
+            self._flying -= 1
+            self._waiting = [one for one in self._waiting if not one.is_gone]
+            self._wake()
 
     async def _fly(self) -> None:
-        self._boarding = False
+        self._boarding = None
         batch = self._take()
         self._wake()
         try:

@@ -96,13 +96,18 @@ class Runtime:
         if self._preparing is None or self._preparing.done():
             # A task of ours, so that aclose() waits for it and for the calls that it lets go.
             self._preparing = self._calls.spawn(self._prepare(), name="akv prepare")
-            self._preparing.add_done_callback(retrieve)  # those who wait in the lanes are told otherwise
+            self._preparing.add_done_callback(self._has_prepared)
         return self._preparing
+
+    def _has_prepared(self, task: asyncio.Task[Statements]) -> None:
+        retrieve(task)  # those who wait in the lanes are told otherwise
+        if task.cancelled() and task is self._preparing and (self._reads.is_awaited or self._writes.is_awaited):
+            self._prepared()  # asyncio.run() cancels every task at its end, and some still use the store
 
     async def _prepare(self) -> Statements:
         try:
             return await self._open_lanes()
-        except BaseException as error:
+        except Exception as error:
             self._reads.fail(error)
             self._writes.fail(error)
             raise

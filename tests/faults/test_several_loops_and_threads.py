@@ -20,7 +20,7 @@ from tests.private import wait_until
 from tests.servers import look
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
     from typing import Any
 
     from tests.backends import Backend
@@ -57,6 +57,43 @@ async def work(kv: Store, name: str) -> None:
 @pytest.fixture
 def url(backend: Backend) -> str:
     return backend.fresh_url()
+
+
+CALLS: dict[str, Callable[[Store], Coroutine[Any, Any, Any]]] = {
+    "get": lambda kv: kv.get("a", None),
+    "set": lambda kv: kv.set("a", 1),
+    "incr": lambda kv: kv.incr("n"),
+}
+
+
+@pytest.mark.parametrize("used", [True, False], ids=["used", "first-use"])
+@pytest.mark.parametrize("name", CALLS)
+def test_a_task_that_asyncio_run_cancels_may_still_use_the_store(
+    backend: Backend, url: str, name: str, used: bool
+) -> None:
+    """The store's own tasks are cancelled too, at whatever step they are, and before their first one."""
+    call, done = CALLS[name], []
+
+    async def at_last(kv: Store) -> None:
+        try:
+            await asyncio.sleep(BOUND)
+        finally:
+            done.append(await asyncio.wait_for(call(kv), 10))
+            await kv.aclose()
+
+    async def main(steps: int) -> None:
+        kv = Store(url)
+        if used:
+            await call(kv)
+        tasks = [asyncio.create_task(at_last(kv)), asyncio.create_task(call(kv))]
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        assert len(tasks) == 2
+
+    for steps in range(8):
+        in_thread(lambda steps=steps: asyncio.run(main(steps)))
+        assert len(done) == steps + 1
+    none_left(backend, url)
 
 
 def test_many_loops_in_many_threads_at_once(backend: Backend, url: str) -> None:

@@ -241,6 +241,27 @@ async def test_a_store_that_falls_silent_while_the_function_runs_leaves_the_resu
 
 
 @on_servers
+async def test_a_cancelled_task_that_still_calls_is_not_held_up_by_a_silent_store(hanging: Hanging) -> None:
+    count, _ = counting(hanging.kv)
+    await count(1)
+    results = []
+
+    async def cancelled() -> None:
+        try:
+            await asyncio.sleep(10 * BOUND)
+        finally:
+            results.append(await count(1))
+
+    task = asyncio.create_task(cancelled())
+    await asyncio.sleep(0)
+    hanging.fall_silent()
+    task.cancel()
+    await bounded(asyncio.wait([task]))
+    assert results == [2]
+    hanging.speak_again()
+
+
+@on_servers
 async def test_a_store_that_is_slow_is_used_all_the_same(hanging: Hanging) -> None:
     count, runs = counting(hanging.kv)
     await count(1)

@@ -84,6 +84,17 @@ async def test_call_that_is_larger_than_a_batch_may_be_goes_alone() -> None:
     assert server.batches == [[70], [60], [5]]
 
 
+async def test_batch_that_is_cancelled_before_its_first_step_leaves_its_calls_to_the_next() -> None:
+    server = Server(at_once=1)
+    gone, waits = server.lane.submit(1), server.lane.submit(2)
+    gone.cancel()
+    for task in server.tasks._tasks:
+        task.cancel()
+    assert await server.answers([3]) == [-3]
+    assert await waits == -2
+    assert server.batches == [[2, 3]]
+
+
 @given(st.lists(st.integers(0, 40), max_size=60), st.integers(1, 100), st.integers(1, 3), st.integers(1, 100))
 def test_every_call_goes_once_in_order_and_no_batch_is_too_large(
     calls: list[int], largest: int, at_once: int, shared_from: int

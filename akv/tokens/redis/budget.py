@@ -25,7 +25,7 @@ class Budget:
     something else for that long says nothing about Redis.
     """
 
-    __slots__ = ("_handle", "_is_over", "_loop", "_seconds", "_task")
+    __slots__ = ("_cancelling", "_handle", "_is_over", "_loop", "_seconds", "_task")
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -36,6 +36,7 @@ class Budget:
         task = asyncio.current_task(self._loop)
         assert task is not None  # noqa: S101 - asyncio runs coroutines in tasks
         self._task = task
+        self._cancelling = task.cancelling()  # not 0 in what a cancelled task does at its end
         self._handle: asyncio.Handle = self._loop.call_later(self._seconds, self._due, _TURNS)
 
     def _due(self, turns: int) -> None:
@@ -47,7 +48,7 @@ class Budget:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         self._handle.cancel()
-        if self._is_over and self._task.uncancel() == 0 and kind is asyncio.CancelledError:
+        if self._is_over and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             raise TimeoutError(f"no answer within {self._seconds} s") from error
 
 

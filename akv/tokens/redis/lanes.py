@@ -49,7 +49,7 @@ class Lane(Generic[Call, Answer]):
         self._room = at_once
         self._loop = asyncio.get_running_loop()
         self._waiting: list[tuple[Call, asyncio.Future[Answer]]] = []
-        self._is_boarding = False
+        self._boarding: object | None = None
 
     def submit(self, call: Call) -> asyncio.Future[Answer]:
         """Return a future of the answer; one that is cancelled before its batch is sent is not sent."""
@@ -74,13 +74,22 @@ class Lane(Generic[Call, Answer]):
         After a batch has landed, that turn comes behind the wake-ups of its callers, so that what they call next is
         on board.
         """
-        if self._waiting and not self._is_boarding and self._room:
-            self._is_boarding = True
+        if self._waiting and self._boarding is None and self._room:
+            boarding = self._boarding = object()
             self._room -= 1
-            self._tasks.spawn(self._fly(), name="akv batch for Redis")
+            task = self._tasks.spawn(self._fly(), name="akv batch for Redis")
+            task.add_done_callback(lambda _: self._stayed(boarding))
+
+    def _stayed(self, boarding: object) -> None:
+        """Let another batch leave for one whose task was cancelled before its first step, as asyncio.run() does."""
+        if self._boarding is boarding:
+            self._boarding = None
+            self._room += 1
+            self._waiting = [each for each in self._waiting if not each[1].done()]
+            self._wake()
 
     async def _fly(self) -> None:
-        self._is_boarding = False
+        self._boarding = None
         batch = self._take()
         self._wake()
         try:
