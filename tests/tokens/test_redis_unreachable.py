@@ -212,6 +212,21 @@ async def test_who_is_cancelled_when_a_connection_becomes_free_gives_it_on(space
         assert rules.usable(await app.tokens.look([ROW]))
 
 
+@pytest.mark.parametrize("steps", [0, 1, 2, 3])
+async def test_an_attempt_to_connect_that_asyncio_run_cancels_is_made_again(space: tuple[str, str], steps: int) -> None:
+    async with bound(*space, max_connections=1) as app:
+        looking = asyncio.ensure_future(app.tokens.look([ROW]))
+        connecting = app.tokens._here()._asking.pool._connecting
+        while not connecting:
+            await asyncio.sleep(0)
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        for task in connecting._tasks:
+            task.cancel()
+        await asyncio.wait_for(looking, 5)
+        assert len(app.tokens._here()._asking.pool._open) == 1
+
+
 async def test_a_restart_of_redis_is_noticed_by_nobody_but_the_epoch(private_valkey: PrivateValkey) -> None:
     async with bound(private_valkey.url(), "ns") as app:
         await app.active()

@@ -126,7 +126,15 @@ class Pool:
             waiter.has_attempt = True
             link = Link(self._settings)
             self._open.add(link)
-            self._connecting.spawn(self._connect(link, waiter), name="akv connects to Redis")
+            task = self._connecting.spawn(self._connect(link, waiter), name="akv connects to Redis")
+            task.add_done_callback(lambda task: self._attempted(task, link, waiter))
+
+    def _attempted(self, task: asyncio.Task[None], link: Link, waiter: _Waiter) -> None:
+        """Try again if the attempt was cancelled, maybe before its first step, as asyncio.run() does at its end."""
+        if task.cancelled():
+            self._open.discard(link)
+            waiter.has_attempt = False
+            self._connect_for_next()
 
     def _connect_for_next(self) -> None:
         waiter = next((each for each in self._waiting if not (each.has_attempt or each.future.done())), None)
