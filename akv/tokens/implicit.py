@@ -19,6 +19,8 @@ from akv.tokens.changes import ChangeSet
 from akv.tokens.definitions import changes_no_row, first_words
 from akv.tokens.drivers import Driver
 from akv.tokens.opaque import Effect, Reading
+from akv.tokens.opaque.catalog import Relation
+from akv.tokens.opaque.information import SOMETHING, InformationSchema
 from akv.tokens.opaque.mariadb import targets
 from akv.tokens.plans import plans_of
 from akv.tokens.transactions import DECLARED, Transaction
@@ -30,9 +32,10 @@ _RUNS_ANYTHING: Final = frozenset(("CALL", "EXECUTE"))
 _Named: TypeAlias = "tuple[str, str]"
 """Schema ("" for the default one) and name, in lower case."""
 
+_DATABASE: Final = "SELECT LOWER(DATABASE())"
 _OWN_SCHEMAS: Final = "('mysql', 'information_schema', 'performance_schema', 'sys')"
 _WITHOUT_TRANSACTIONS: Final = (
-    "SELECT LOWER(t.TABLE_SCHEMA), LOWER(t.TABLE_NAME), LOWER(DATABASE()) FROM information_schema.TABLES t "
+    "SELECT LOWER(t.TABLE_SCHEMA), LOWER(t.TABLE_NAME) FROM information_schema.TABLES t "
     "LEFT JOIN information_schema.ENGINES e ON e.ENGINE = t.ENGINE "
     f"WHERE t.TABLE_TYPE = 'BASE TABLE' AND NOT e.TRANSACTIONS <=> 'YES' AND t.TABLE_SCHEMA NOT IN {_OWN_SCHEMAS}"
 )
@@ -97,16 +100,30 @@ class Implicit:
         if not self._tables:
             return False
         written = _written(context, sql)
-        return written is None or not self._tables.isdisjoint((*written, *(("", name) for name in reading.calls)))
+        return (
+            written is None
+            or SOMETHING in self._tables
+            or not self._tables.isdisjoint((*written, *(("", name) for name in reading.calls)))
+        )
 
     async def _read(self, driver: Driver) -> None:
         with driver.raising_as_sqlalchemy():
-            tables = await driver.fetch(_WITHOUT_TRANSACTIONS)
-            definitions = await driver.fetch(_DEFINITIONS) if tables else []
-        default = tables[0][2] if tables else None
-        found = _leading_to({(schema, name) for schema, name, _ in tables}, definitions)
+            found = await _without_transactions(InformationSchema(driver))
+            ((default,),) = await driver.fetch(_DATABASE) if found else [("",)]
         self._tables = frozenset((*found, *(("", name) for schema, name in found if schema == default)))
         self._good_until = self._clock() + TABLES_SECONDS
+
+
+async def _without_transactions(information: InformationSchema) -> set[_Named]:
+    """Return tables without transactions, what leads to one, and what may: whatever is being redefined."""
+    tables = {(schema, name) for schema, name in await information.fetch(_WITHOUT_TRANSACTIONS)}
+    tables |= _lower(information.skipped)
+    definitions = await information.fetch(_DEFINITIONS) if tables else []
+    return _leading_to(tables, definitions) | _lower(information.skipped)
+
+
+def _lower(relations: Iterable[Relation]) -> set[_Named]:
+    return {(schema.lower(), name.lower()) for schema, name in relations}
 
 
 def _leading_to(tables: set[_Named], definitions: Iterable[tuple[str, str, str | None]]) -> set[_Named]:

@@ -11,7 +11,10 @@ from sqlalchemy import insert, select, text
 
 from akv.errors import CommitRefusedError, UntrackedWriteError
 from tests.backends import Backend
+from tests.servers import look
 from tests.tokens.recording import RecordingTokens
+from tests.tokens.redefining import redefining, waiting
+from tests.tokens.redis_world import until
 from tests.tokens.shop import ANY, Base, Item, Shop, item
 
 pytestmark = pytest.mark.backends("mariadb")
@@ -274,6 +277,24 @@ async def test_table_of_another_database_is_told_by_its_schema(
             await session.rollback()
     finally:
         await elsewhere.close()
+
+
+@pytest.mark.parametrize("name", ["logs", "view_of_logs"])
+async def test_table_that_is_being_redefined_counts_as_one_without_transactions(
+    app: Shop, tokens: RecordingTokens, name: str
+) -> None:
+    """A transaction that has read something is not shown it: MariaDB does not let it wait."""
+    look(app.direct_url, "CREATE TABLE logs (id INTEGER) ENGINE=MyISAM")
+    look(app.direct_url, "CREATE VIEW view_of_logs AS SELECT id FROM logs")
+    async with app.session() as session:
+        await session.scalars(select(Item))
+        async with redefining(app.direct_url, name):
+            writing = asyncio.create_task(session.execute(text(f"INSERT INTO {name} (id) VALUES (1)")))
+            await until(lambda: waiting(app.direct_url) == 2, "it waits for the definition")
+            assert len(tokens.announced) == 1
+        await writing
+        assert len(tokens.announced) == 1
+        await session.rollback()
 
 
 async def test_engines_of_tables_are_asked_for_once(app: Shop, tokens: RecordingTokens) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,8 @@ from akv.tokens.opaque.readcatalog import catalog_of_postgres
 from akv.tokens.opaque.witness import CATALOG_SECONDS
 from tests.backends import Backend
 from tests.tokens.reading import VIEWS, buyers, plain, recorded, rows
+from tests.tokens.redefining import redefining, waiting
+from tests.tokens.redis_world import until
 from tests.tokens.site import Site, site, tables
 from tests.tokens.test_catalog import Clock
 from tests.tokens.test_reads import get, of
@@ -300,6 +303,28 @@ async def test_view_that_is_newer_than_the_catalog(fresh: Site) -> None:
     await recorded(fresh, of(select(User)))
     await fresh.run(*VIEWS)
     assert tables("users", "orders") <= plain((await recorded(fresh, of(select(buyers)))).identifiers)
+
+
+@on_mariadb
+async def test_view_that_is_being_redefined_is_not_taken_for_a_table(fresh: Site) -> None:
+    """A transaction that has read something is not shown it: MariaDB does not let it wait."""
+    await fresh.run(*VIEWS)
+    url = fresh.engine.url.render_as_string(hide_password=False)
+
+    async def read(session: AsyncSession) -> None:
+        await session.execute(text("SELECT 1 FROM tags"))
+        with clock_of(fresh):
+            async with redefining(url, "buyers"):
+                reading = asyncio.create_task(session.execute(text("SELECT name FROM buyers")))
+                await until(lambda: waiting(url) == 2, "it waits for the definition")
+            await reading
+
+    reads = await recorded(fresh, read)
+    assert reads.unattributed is not None
+    assert "could not be read" in reads.unattributed
+    reads = await recorded(fresh, sql("SELECT name FROM buyers"))
+    assert reads.unattributed is None
+    assert tables("users", "orders") <= plain(reads.identifiers)
 
 
 async def test_catalog_is_read_once(fresh: Site) -> None:

@@ -56,7 +56,8 @@ class Catalog:
         wholes: What a table is a partition of, or inherits from.
         parts: The partitions and heirs of a table: they are named only where the application knows them.
         deferrable: Whether there are triggers that may wait for COMMIT.
-        is_blind: Whether the user may not see triggers, so that any write may write anything.
+        is_blind: Whether triggers were not shown, so that any write may write anything.
+        is_whole: Whether it is worth keeping; else something was being redefined when it was read.
     """
 
     functions: frozenset[str] = frozenset()
@@ -68,6 +69,7 @@ class Catalog:
     parts: Mapping[str, Collection[Relation]] = field(default_factory=dict)
     deferrable: bool = False
     is_blind: bool = False
+    is_whole: bool = True
 
     def concerns(self, tables: Iterable[str]) -> bool:
         """Tell whether writing *tables* may change more than what was written."""

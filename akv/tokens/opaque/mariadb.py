@@ -13,6 +13,7 @@ import logging
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ from akv.tokens.changes import ChangeSet
 from akv.tokens.drivers import Dialect, Driver
 from akv.tokens.identifiers import plain_part, table_name
 from akv.tokens.opaque.catalog import Catalog, ForeignKey, Relation, add_rows
+from akv.tokens.opaque.information import InformationSchema
 from akv.tokens.opaque.lexer import Token, lex, statements_of
 from akv.tokens.opaque.reading import Effect, Reading
 from akv.tokens.opaque.witness import CatalogWitness, Plans
@@ -142,7 +144,7 @@ _ACTIONS: Final = (
 )
 _COLUMNS: Final = (
     "SELECT CONSTRAINT_SCHEMA, CONSTRAINT_NAME, TABLE_NAME, COLUMN_NAME, REFERENCED_TABLE_NAME, REFERENCED_COLUMN_NAME "
-    "FROM information_schema.KEY_COLUMN_USAGE WHERE CONSTRAINT_SCHEMA IN ({}) AND REFERENCED_TABLE_NAME IS NOT NULL"
+    "FROM information_schema.KEY_COLUMN_USAGE WHERE TABLE_SCHEMA IN ({}) AND REFERENCED_TABLE_NAME IS NOT NULL"
 )
 _MAY_SEE_TRIGGERS: Final = re.compile(r"^GRANT (.*) ON (?:TABLE )?(\S+)\.\* TO ")
 _BLIND: Final = (
@@ -207,14 +209,15 @@ class MariaDBWitness(CatalogWitness):
         ((current,),) = await driver.fetch(_SCHEMA)
         self._current = current or ""
         self._schemas |= self._wanted(changes) | {self._current}
-        schemas = sorted(self._schemas)
+        schemas, information = sorted(self._schemas), InformationSchema(driver)
 
         async def fetch(sql: str) -> list[tuple[Any, ...]]:
-            return await driver.fetch(sql.format(", ".join(["%s"] * len(schemas))), *schemas)
+            return await information.fetch(sql.format(", ".join(["%s"] * len(schemas))), *schemas)
 
         functions = [str(name).lower() for (name,) in await driver.fetch(_FUNCTIONS)]
+        is_blind = self._is_blind([str(grant) for (grant,) in await driver.fetch(_GRANTS)])
         views = await fetch(_VIEWS)
-        return Catalog(
+        catalog = Catalog(
             functions=frozenset(functions),
             views=frozenset(str(name).lower() for name, definition in views if _calls_any(definition or "", functions)),
             triggers=frozenset(
@@ -225,8 +228,9 @@ class MariaDBWitness(CatalogWitness):
             ),
             keys=_keys(await fetch(_ACTIONS), await fetch(_COLUMNS)),
             beneath={table_name(view): _tables_of_view(definition or "") for view, definition in views},
-            is_blind=self._is_blind([str(grant) for (grant,) in await driver.fetch(_GRANTS)]),
+            is_blind=is_blind,
         )
+        return catalog if information.is_whole(schemas) else replace(catalog, is_blind=True, is_whole=False)
 
     def _is_blind(self, grants: list[str]) -> bool:
         if not self._current or _sees_triggers(grants, self._current):

@@ -18,6 +18,7 @@ from typing import Any, Final, Protocol
 from akv.tokens.drivers import Dialect, Driver
 from akv.tokens.opaque.catalog import Relation
 from akv.tokens.opaque.functions import reading_more
+from akv.tokens.opaque.information import InformationSchema
 from akv.tokens.opaque.queries import is_of_system, shown
 from akv.tokens.opaque.readcatalog import (
     MARIADB_FUNCTIONS,
@@ -141,8 +142,8 @@ class CatalogReader:
             self._catalog = driver.run(self._read_catalog(driver, plan))
         except Exception:
             self._catalog = None  # the query will fail as well, or is refused
-            return
-        self._good_until = now + CATALOG_SECONDS if now >= self._distrusted_until else float("-inf")
+        if self._catalog is not None and now >= self._distrusted_until:
+            self._good_until = now + CATALOG_SECONDS
 
     def ran(self, driver: Driver, plan: ReadPlan, context: Any, sql: str) -> Verdict:
         """Return what the plan's text names beside its Tables, and what lies beneath all of them."""
@@ -174,7 +175,8 @@ class CatalogReader:
         """Return relations in every spelling that the catalog may have for them."""
         return relations
 
-    async def _read_catalog(self, driver: Driver, plan: ReadPlan) -> ReadCatalog:
+    async def _read_catalog(self, driver: Driver, plan: ReadPlan) -> ReadCatalog | None:
+        """Return what the catalog says; None: somebody is redefining something, so that it does not say all."""
         raise NotImplementedError
 
 
@@ -196,11 +198,13 @@ class MariaDBReader(CatalogReader):
         super().__init__(clock)
         self._schemas: set[str] = set()
 
-    async def _read_catalog(self, driver: Driver, plan: ReadPlan) -> ReadCatalog:
+    async def _read_catalog(self, driver: Driver, plan: ReadPlan) -> ReadCatalog | None:
         ((current,),) = await driver.fetch("SELECT DATABASE()")
         self._schemas |= {each.schema for each in plan.relations if each.schema} | ({current} if current else set())
         while True:
             catalog = await self._read(driver, sorted(self._schemas))
+            if catalog is None:
+                return None
             further = {each.schema for below in catalog.beneath.values() for each in below} - self._schemas
             if not further:
                 return catalog
@@ -209,13 +213,15 @@ class MariaDBReader(CatalogReader):
     def _spelled(self, relations: Iterable[Relation]) -> Iterable[Relation]:
         return {spelled for each in relations for spelled in (each, each._replace(name=each.name.lower()))}
 
-    async def _read(self, driver: Driver, schemas: Collection[str]) -> ReadCatalog:
+    async def _read(self, driver: Driver, schemas: Collection[str]) -> ReadCatalog | None:
         places = ", ".join(["%s"] * len(schemas)) or "NULL"
-        return catalog_of_mariadb(
-            await driver.fetch(MARIADB_TABLES.format(places), *schemas),
-            await driver.fetch(MARIADB_VIEWS.format(places), *schemas),
+        information = InformationSchema(driver)
+        catalog = catalog_of_mariadb(
+            await driver.fetch(MARIADB_TABLES.format(places), *schemas),  # opens none
+            await information.fetch(MARIADB_VIEWS.format(places), *schemas),
             await driver.fetch(MARIADB_FUNCTIONS),
         )
+        return catalog if information.is_whole(schemas) else None
 
 
 def _calls(function: str, sql: str) -> str:

@@ -192,12 +192,12 @@ class CatalogWitness:
         if now < self._good_until and not changes.redefined and self._covers(changes):
             return self._catalog
         catalog = await self._read_catalog(driver, changes)
+        self._good_until = float("-inf")
         if changes.redefined:
-            self._good_until = float("-inf")
             self._distrusted_until = now + CATALOG_SECONDS
             return catalog
         self._catalog = catalog
-        if now >= self._distrusted_until:
+        if now >= self._distrusted_until and catalog.is_whole:
             self._good_until = now + CATALOG_SECONDS
         return catalog
 
