@@ -20,6 +20,10 @@ from tests.backends import Backend
 from tests.proxy import TCPProxy
 from tests.servers import connect
 
+DDL_OF_OTHERS = re.compile(
+    r"Table '.+' was skipped since its definition is being modified by concurrent DDL statement\n"
+)
+"""What asyncmy logs when akv asks which tables have no transactions while other tests make theirs."""
 TOKENS = re.compile(r"^ +(user 1|user 2|any User|any Order|anything) +(hit|miss) +(hit|miss) *$", re.MULTILINE)
 
 
@@ -103,7 +107,7 @@ async def test_on_redis_the_demo_runs_on_the_database_it_is_given_and_leaves_not
 ) -> None:
     url = backend.fresh_url()
     status, out, err = await akv("demo", "--orders", "30", "--redis", redis_url, "--database", url)
-    assert (status, err) == (0, "")
+    assert (status, DDL_OF_OTHERS.sub("", err)) == (0, "")
     assert TOKENS.findall(out) == STORY
     assert not [name for name in await asyncio.to_thread(tables, url) if name.startswith("akv_demo_")]
     assert not await asyncio.to_thread(keys, redis_url)

@@ -56,20 +56,30 @@ def test_nothing_is_stale_whatever_goes_wrong(tmp_path: Path, database: str, min
     assert [name for name in errors if name.startswith("unexpected")] == []
 
 
-def test_ancestor_is_caught_on_the_same_schedule(tmp_path: Path) -> None:
-    """Round upon round, for a busy machine makes few reads of each kind in one."""
-    out = tmp_path / "out.json"
-    caught: set[str] = set()
-    for seed in range(1, 9):
+def kinds_of_ancestor(out: Path, wanted: str, rounds: int) -> set[str]:
+    """Run the ancestor until a kind of violation is found; return all that were."""
+    found: set[str] = set()
+    for seed in range(1, rounds + 1):
         done = history(
             *("--algorithm", "ancestor", "--minutes", "0.3", *SCHEDULE), *("--seed", str(seed), "--out", str(out))
         )
         assert done.returncode in (0, 1), done.stderr
-        found = summary_of(out, POSTGRES, "ancestor")
-        caught = {kind for kind in VIOLATIONS if found[kind]}
-        if caught >= {"stale", "dirty"}:
+        summary = summary_of(out, POSTGRES, "ancestor")
+        found = {kind for kind in VIOLATIONS if summary[kind]}
+        if wanted in found:
             break
-    assert caught >= {"stale", "dirty"}
+    return found
+
+
+def test_ancestor_is_caught_on_the_same_schedule(tmp_path: Path) -> None:
+    """Round upon round, for a busy machine makes few reads of each kind in one."""
+    assert "stale" in kinds_of_ancestor(tmp_path / "out.json", "stale", rounds=8)
+
+
+@pytest.mark.long
+def test_ancestor_is_caught_with_what_was_never_committed(tmp_path: Path) -> None:
+    """Half of the rounds on a quiet machine show it, and fewer on a busy one."""
+    assert "dirty" in kinds_of_ancestor(tmp_path / "out.json", "dirty", rounds=30)
 
 
 def groups() -> Iterator[tuple[str, list[str]]]:

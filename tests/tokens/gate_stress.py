@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import exc as sa_exc
 
+from tests.tokens.gate_writers import ENDED
 from tests.tokens.gatehouse import House, process
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Stress:
         self._chance = random.Random(seed)
         self._open: dict[str, int] = {}
         self._sessions: list[int] = []
+        self._waiting: list[int] = []
         self._said: list[tuple[int, bool]] = []
         self._entered = 0
         self._enough = asyncio.Event()
@@ -81,7 +83,7 @@ class Stress:
             self.counts[fate] += 1
             if mark != "-":
                 self._open[mark] = int(n)
-                self._sessions.append(int(session))
+                (self._waiting if fate == ENDED else self._sessions).append(int(session))
                 self._entered += 1
             if self._entered == self._transactions:
                 self._enough.set()
@@ -116,13 +118,14 @@ class Stress:
             self._said += [(n, n in there) for n in ended]
 
     async def _kill_connections(self) -> None:
-        """End a connection whose transaction has just entered."""
+        """End connections whose transactions have just entered: those that wait for it, and others that are there."""
         while self._are_writing:
             await asyncio.sleep(self._chance.random() * 2 * KILL_EVERY)
-            if self._sessions:
+            for session in (*self._waiting, *self._sessions[-1:]):
                 with suppress(sa_exc.DBAPIError):  # it has gone by itself
-                    self._house.kill(self._sessions[-1])
+                    self._house.kill(session)
                     self.counts["connections killed"] += 1
+            self._waiting.clear()
 
 
 class KeptConnection:

@@ -15,12 +15,16 @@ import signal
 import sys
 from itertools import count
 
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from akv.tokens.gates import mariadb
 from tests.tokens.gatehouse import House
 
+ENDED = "is ended"
 FATES = ("commits", "rolls back", "dies", "dies in commit", "dies soon", "is slow")
+"""What a writer does itself; :data:`ENDED` waits for the server."""
+LONGEST = 30.0
 AT_ONCE = 3
 TRANSACTIONS_EACH = 4
 
@@ -43,8 +47,8 @@ async def live(url: str, numbers: range, seed: int) -> None:
     for n in numbers:
         try:
             async with house.writer(n) as writer:
-                fate = chance.choice(FATES)
                 session = await writer.session()
+                fate = chance.choice((*FATES, ENDED) if session else FATES)
                 say(f"{n} {await writer.enter()} {session} {fate}")
                 await asyncio.sleep(chance.random() / 100)
                 await meet(fate, writer.connection, chance)
@@ -56,6 +60,11 @@ async def live(url: str, numbers: range, seed: int) -> None:
 async def meet(fate: str, connection: AsyncConnection, chance: random.Random) -> None:
     if fate == "dies":
         die()
+    if fate == ENDED:
+        async with asyncio.timeout(LONGEST):
+            while True:
+                await connection.execute(text("SELECT 1"))
+                await asyncio.sleep(0.005)
     if fate == "rolls back":
         await connection.rollback()
         return

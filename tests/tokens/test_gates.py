@@ -572,6 +572,7 @@ async def _rows(house: House) -> set[str]:
 async def test_old_rows_are_deleted_and_open_ones_neither_touched_nor_waited_for(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(mariadb, "_CLEAN_EVERY", 2**62)  # not by chance before it is time
     async with house.writer(0) as opened:
         marks = [await opened.enter()]
         for n in range(1, 6):
