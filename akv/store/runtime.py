@@ -89,7 +89,10 @@ class Runtime:
     async def ready(self) -> Statements:
         """Prepare the table once; callers that come meanwhile wait for the same preparation."""
         while self._sql is None:
-            await asyncio.shield(self._prepared())
+            preparing = self._prepared()
+            await asyncio.wait([preparing])
+            if not preparing.cancelled():  # by asyncio.run() at its end: whoever still calls prepares it
+                preparing.result()
         return self._sql
 
     def _prepared(self) -> asyncio.Task[Statements]:

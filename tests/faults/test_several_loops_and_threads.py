@@ -63,6 +63,7 @@ CALLS: dict[str, Callable[[Store], Coroutine[Any, Any, Any]]] = {
     "get": lambda kv: kv.get("a", None),
     "set": lambda kv: kv.set("a", 1),
     "incr": lambda kv: kv.incr("n"),
+    "count": lambda kv: kv.count(),
 }
 
 
