@@ -16,6 +16,7 @@ from akv.tokens.binding import bind
 from akv.tokens.changes import ChangeSet
 from akv.tokens.listeners import bound_engine_of
 from akv.tokens.opaque.catalog import Catalog, ForeignKey, Relation
+from akv.tokens.opaque.information import SOMETHING, InformationSchema
 from akv.tokens.opaque.witness import CATALOG_SECONDS
 from tests.backends import Backend
 from tests.tokens.recording import RecordingTokens
@@ -63,6 +64,27 @@ async def test_trigger_that_others_made_counts_once_the_catalog_is_old(app: Site
         app.watched.append(notes)
         announced = await app.announced(change_order)
         assert announced >= (unknown("notes", "orders") if app.dialect == "postgresql" else UNKNOWN)
+
+
+@pytest.mark.parametrize(
+    ("message", "skipped", "is_whole"),
+    [
+        ("Table 'shop'.'Orders' was skipped since ...", {Relation("shop", "Orders")}, False),
+        ("Table 'other'.'orders' was skipped since ...", {Relation("other", "orders")}, True),
+        ("in words that nobody knows", {SOMETHING}, False),
+    ],
+)
+async def test_what_information_schema_leaves_out_counts_where_it_is(
+    message: str, skipped: set[Relation], is_whole: bool
+) -> None:
+    class Skipping:
+        async def fetch(self, sql: str, *args: Any) -> list[tuple[Any, ...]]:
+            return [("Warning", 1684, message), ("Note", 1356, "a view")] if sql == "SHOW WARNINGS" else [("row",)]
+
+    information = InformationSchema(Skipping())  # type: ignore[arg-type]
+    assert await information.fetch("SELECT 1") == [("row",)]
+    assert information.skipped == skipped
+    assert information.is_whole(["Shop"]) is is_whole
 
 
 @pytest.mark.backends("mariadb")

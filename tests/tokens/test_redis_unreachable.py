@@ -14,6 +14,7 @@ import pytest
 from akv.errors import CommitRefusedError, TokenError
 from akv.tokens import rules
 from akv.tokens.backend import Unreachable
+from akv.tokens.redis.budget import Budget
 from akv.tokens.redis.wire import LOOK, MARK, RESOLVE
 from tests.private import PrivateValkey
 from tests.proxy import TCPProxy
@@ -321,6 +322,25 @@ async def test_a_connection_may_take_longer_than_a_read_has_time(space: tuple[st
         app.tokens._core.options.__dict__["read_timeout"] = 10
         await app.tokens.look([ROW])
         assert proxy.connections == 1
+
+
+async def test_what_a_cancelled_task_still_asks_has_a_budget_too() -> None:
+    ended = []
+
+    async def cancelled() -> None:
+        try:
+            await asyncio.sleep(30)
+        finally:
+            with pytest.raises(TimeoutError, match="no answer within"), Budget(0.005):
+                await asyncio.sleep(30)
+            ended.append("in time")
+
+    task = asyncio.ensure_future(cancelled())
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert ended == ["in time"]
 
 
 @pytest.mark.allow_blocking
