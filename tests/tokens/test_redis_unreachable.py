@@ -347,6 +347,7 @@ async def test_what_a_cancelled_task_still_asks_has_a_budget_too() -> None:
 async def test_an_event_loop_that_stood_still_says_nothing_about_redis(space: tuple[str, str]) -> None:
     async with bound(*space) as app:
         await app.active()
+        await app.commit(ROW)  # Redis knows the scripts: one round trip each
         app.tokens._core.options.__dict__["read_timeout"] = 0.05
         app.tokens._core.options.__dict__["commit_timeout"] = 0.05
         for step in (app.tokens.look([ROW]), app.announce(ROW)):
